@@ -49,6 +49,8 @@ class Architecture:
     """Norm on the MLP's output before it is added to the residual stream."""
     parallel: bool | str = False
     """Whether the MLP reads what the attention reads; a string names the configuration key that says so."""
+    position_embedding: str | None = None
+    """Path of the learned position embeddings, which are added to the token embeddings; None where there are none."""
     unembedding: str = "lm_head"
     """Path of the unembedding."""
     final_softcap: str | None = None

@@ -56,8 +56,12 @@ class Activations:
     """Output of the output projection, recorded where a post-norm follows."""
     mlp_normed: list[Tensor] = field(default_factory=list)
     """Input of the MLP module."""
+    mlp_raw: list[Tensor] = field(default_factory=list)
+    """Output of the MLP module, recorded where a post-norm follows."""
     mlp_out: list[Tensor] = field(default_factory=list)
     """What the MLP adds to the residual stream."""
+    patterns: list[Tensor] = field(default_factory=list)
+    """Attention probabilities [row head query key], where they were asked for."""
     final_in: Tensor | None = None
     """Residual stream before the final norm."""
     calls: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
@@ -119,7 +123,7 @@ def _wide_norm(norm: nn.Module, block: Block) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def override(module: nn.Module, name: str, value: object, stack: contextlib.ExitStack) -> None:
+def override(module: object, name: str, value: object, stack: contextlib.ExitStack) -> None:
     """Set an instance attribute until the stack closes, then put back what was there (or nothing, for a class attribute)."""
     before = module.__dict__.get(name, stack)  # the stack itself marks "not set on the instance"
 
@@ -142,16 +146,20 @@ def record_pass(
     gradients: bool = False,
     entry: Tensor | None = None,
     reads: tuple[Int[Tensor, " read"], Int[Tensor, " read"]] | None = None,
+    patterns: bool = False,
 ) -> Activations:
     """One forward of the model under hooks, inside a `session`.
 
     gradients: make the slots (projection outputs, MLP inputs, final norm input) differentiable.
     entry: replaces the residual stream before block 0. reads: (rows, columns from `start`) where logits are wanted.
+    patterns: record attention probabilities too; the library's eager attention, which gives them, is used for the pass.
     """
     seen = Activations()
     width = sequences.tokens.shape[1]
     with contextlib.ExitStack() as stack, torch.set_grad_enabled(gradients):
         _hook_blocks(blocks, seen, stack, gradients, entry)
+        if patterns:
+            _hook_patterns(model, blocks, seen, stack)
 
         def final(module: nn.Module, args: tuple) -> None:
             seen.final_in = args[0]
@@ -171,6 +179,26 @@ def record_pass(
             logits = model(**arguments, logits_to_keep=width - first).logits
             seen.logits = logits[reads[0], reads[1] - first]
     return seen
+
+
+def eager_attention(model: PreTrainedModel, stack: contextlib.ExitStack) -> None:
+    """Have every attention module of the model use the library's eager kernel until the stack closes."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    for config in configs.values():
+        if getattr(config, "_attn_implementation_internal", None) is not None:
+            override(cast(Any, config), "_attn_implementation_internal", "eager", stack)
+
+
+def _hook_patterns(
+    model: PreTrainedModel, blocks: Sequence[Block], seen: Activations, stack: contextlib.ExitStack
+) -> None:
+    eager_attention(model, stack)
+
+    def attended(module: nn.Module, args: tuple, out: tuple) -> None:
+        seen.patterns.append(out[1])
+
+    for block in blocks:
+        stack.callback(block.attention.register_forward_hook(attended).remove)
 
 
 def _hook_blocks(
@@ -275,7 +303,14 @@ def _hook_mlp(block: Block, seen: Activations, add: Callable[[Any], None], gradi
     if block.mlp_norm is not None and not block.parallel:
         add(block.mlp_norm.module.register_forward_pre_hook(residual))
     add(block.mlp.register_forward_pre_hook(normed))
-    writer = block.mlp if block.post_mlp_norm is None else block.post_mlp_norm.module
+
+    def raw(module: nn.Module, args: tuple, value: Tensor) -> None:
+        seen.mlp_raw.append(value)
+
+    writer = block.mlp
+    if block.post_mlp_norm is not None:
+        add(block.mlp.register_forward_hook(raw))
+        writer = block.post_mlp_norm.module
     add(writer.register_forward_hook(out))
 
 

@@ -7,11 +7,26 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["input", "head", "mlp", "logits", "residual", "feature", "error", "token", "logit"]
+Kind = Literal[
+    "input",
+    "head",
+    "mlp",
+    "logits",
+    "residual",
+    "feature",
+    "error",
+    "token",
+    "logit",
+    "difference",
+    "bias",
+    "positional",
+    "own",
+]
 Port = Literal["q", "k", "v"]
 PORTS: tuple[Port, ...] = ("q", "k", "v")
 
-# Which of (layer, index) a node of each kind has, and how it is spelled.
+# Which of (layer, index, minus) a node of each kind has, and how it is spelled. The last three are the constants of a
+# local replacement model: what a layer adds whatever it reads, position embeddings, and what a target adds to itself.
 _SPELLING: dict[Kind, str] = {
     "input": "input",
     "head": "a{layer}.h{index}",
@@ -22,6 +37,10 @@ _SPELLING: dict[Kind, str] = {
     "error": "e{layer}",
     "token": "t{index}",
     "logit": "logit{index}",
+    "difference": "logit{index}-logit{minus}",
+    "bias": "b{layer}",
+    "positional": "positional",
+    "own": "own",
 }
 _NUMBER = "(?:0|[1-9][0-9]{0,17})"  # no leading zeros, so that no two strings name one node; fits 64 bits
 _GRAMMAR: dict[Kind, re.Pattern[str]] = {
@@ -29,6 +48,7 @@ _GRAMMAR: dict[Kind, re.Pattern[str]] = {
         re.escape(spelling)
         .replace(r"\{layer\}", f"(?P<layer>{_NUMBER})")
         .replace(r"\{index\}", f"(?P<index>{_NUMBER})")
+        .replace(r"\{minus\}", f"(?P<minus>{_NUMBER})")
     )
     for kind, spelling in _SPELLING.items()
 }
@@ -51,10 +71,12 @@ class NodeId:
     """Head, feature or vocabulary number; None where the kind has none."""
     position: int | str | None = None
     """Token position (negative counts from the end) or span name; None for a node that covers all positions."""
+    minus: int | None = None
+    """Vocabulary number of the logit that is subtracted, of a node that stands for a difference of logits."""
 
     def __post_init__(self) -> None:
         spelling = _SPELLING[self.kind]
-        for field in ("layer", "index"):
+        for field in ("layer", "index", "minus"):
             value = getattr(self, field)
             if (f"{{{field}}}" in spelling) != (value is not None) or (value is not None and value < 0):
                 raise BadName(f"a node of kind {self.kind!r} cannot have {field}={value!r}")
@@ -65,7 +87,7 @@ class NodeId:
             raise BadName(f"{self.position!r} is neither a position nor a span name")
 
     def __str__(self) -> str:
-        name = _SPELLING[self.kind].format(layer=self.layer, index=self.index)
+        name = _SPELLING[self.kind].format(layer=self.layer, index=self.index, minus=self.minus)
         return name if self.position is None else f"{name}@{self.position}"
 
     @staticmethod

@@ -31,7 +31,7 @@ HOMES = {
     "openai": {"labelers"},
     "optuna": {"pipelines"},
 }
-ANYWHERE = {"numpy", "safetensors", "tqdm", "jaxtyping"}
+ANYWHERE = {"numpy", "scipy", "safetensors", "tqdm", "jaxtyping"}
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
 

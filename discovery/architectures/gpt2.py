@@ -12,6 +12,7 @@ GPT2 = Architecture(
     output="c_proj",
     projections=("c_attn",),
     layout="slices",
+    position_embedding="transformer.wpe",
     attention_norm="ln_1",
     mlp_norm="ln_2",
     norm="layer",

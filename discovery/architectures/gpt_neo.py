@@ -10,6 +10,7 @@ GPT_NEO = Architecture(
     output="out_proj",
     projections=("q_proj", "k_proj", "v_proj"),
     layout="separate",
+    position_embedding="transformer.wpe",
     attention_norm="ln_1",
     mlp_norm="ln_2",
     norm="layer",
