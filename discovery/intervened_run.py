@@ -11,20 +11,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from discovery.blocks import Block, Norm, find_blocks
+from discovery.blocks import Block, find_blocks
 from discovery.component_model import ComponentModel
 from discovery.edited_features import DictionaryEdits, activations
 from discovery.intervention import BadIntervention, DirectionEdit, Edit, Prompts, prompts_of
 from discovery.recording import Activations, record_pass, session
 from discovery.transcoder import BadTranscoder, TranscoderSet
+from discovery.visited_forward import Freeze, visiting
 
-Freeze = Literal["none", "attention", "all"]
 Reads = tuple[Int[Tensor, " read"], Int[Tensor, " read"]]
 
 
@@ -146,7 +145,7 @@ class _Run:
         rows = torch.arange(len(own.tokens), device=own.tokens.device)
         read_rows, read_columns = (rows, torch.full_like(rows, width - 1)) if reads is None else reads
         first = int(read_columns.min())
-        with session(self.model.hf, self.model.arch, self.blocks), torch.no_grad(), self._hooked():
+        with session(self.model.hf, self.model.arch, self.blocks), torch.no_grad(), self._visited():
             logits: Tensor = self.model.hf(
                 input_ids=own.tokens,
                 attention_mask=own.mask.long(),
@@ -206,114 +205,17 @@ class _Run:
         return value
 
     @contextlib.contextmanager
-    def _hooked(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
+    def _visited(self) -> Iterator[None]:
+        def unembedded(module: nn.Module, args: tuple, out: Tensor) -> None:
+            self.uncapped = out
 
-            def add(handle: Any) -> None:
-                stack.callback(handle.remove)
-
-            if self.freeze == "all":
-                self._freeze_norms(add)
-            for block in self.blocks:
-                self._hook_attention(block, add)
-                self._hook_mlp(block, add)
-
-            def final(module: nn.Module, args: tuple) -> tuple:
-                return (self.at("residual-in", len(self.blocks), args[0]), *args[1:])
-
-            def unembedded(module: nn.Module, args: tuple, out: Tensor) -> None:
-                self.uncapped = out
-
-            hf, arch = self.model.hf, self.model.arch
-            add(hf.get_submodule(arch.final_norm).register_forward_pre_hook(final))
-            add(hf.get_submodule(arch.unembedding).register_forward_hook(unembedded))
-            yield
-
-    def _freeze_norms(self, add: Any) -> None:
-        """Every norm's denominator as in the untouched pass."""
-        seen, done = self.seen, set()
-        assert seen is not None and seen.final_in is not None
-        pairs: list[tuple[Norm | None, Tensor]] = [(self.model.final_norm, seen.final_in)]
-        for layer, block in enumerate(self.blocks):
-            pairs += [(block.attention_norm, seen.attention_in[layer]), (block.mlp_norm, seen.mlp_in[layer])]
-            if block.post_attention_norm is not None:
-                pairs.append((block.post_attention_norm, seen.attention_sum[layer]))
-            if block.post_mlp_norm is not None:
-                pairs.append((block.post_mlp_norm, seen.mlp_raw[layer]))
-        for norm, stream in pairs:
-            if norm is not None and norm.module not in done:  # a parallel block's norm may serve both
-                done.add(norm.module)
-                add(norm.module.register_forward_hook(self._frozen_norm(norm, stream)))
-
-    def _frozen_norm(self, norm: Norm, stream: Tensor) -> Any:
-        scale = norm.inverse_scale(norm.centre(stream.to(self.model.dtype)))
-
-        def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-            value = norm.centre(args[0].to(scale)) * scale * norm.weight.to(scale)
-            return (value if norm.bias is None else value + norm.bias.to(scale)).to(out.dtype)
-
-        return hook
-
-    def _hook_attention(self, block: Block, add: Any) -> None:
-        outputs: dict[nn.Module, Tensor] = {}
-
-        def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            value = self.at("residual-in", block.index, args[0] if args else kwargs["hidden_states"])
-            return ((value, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": value})
-
-        def projected(module: nn.Module, args: tuple, out: Tensor) -> None:
-            outputs[module] = out
-
-        def mixed(module: nn.Module, args: tuple) -> tuple:
-            value = args[0]
-            if self.freeze != "none":
-                assert self.seen is not None
-                values = block.split([outputs[part] for part in block.projections]).v
-                values = values.repeat_interleave(block.heads // block.kv_heads, -2)
-                value = torch.einsum("rhqk,rkhd->rqhd", *_wide(self.seen.patterns[block.index], values))
-                value = value.flatten(-2).to(args[0].dtype)
-            return (self.at("attention-mix", block.index, value), *args[1:])
-
-        def written(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-            return self.at("attention-out", block.index, out)
-
-        add(block.layer.register_forward_pre_hook(enter, with_kwargs=True))
-        for part in block.projections if self.freeze != "none" else ():
-            add(part.register_forward_hook(projected))
-        add(block.output.register_forward_pre_hook(mixed))
-        writer = block.output if block.post_attention_norm is None else block.post_attention_norm.module
-        add(writer.register_forward_hook(written))
-
-    def _hook_mlp(self, block: Block, add: Any) -> None:
-        layer = block.index
-
-        def middle(module: nn.Module, args: tuple) -> tuple:
-            return (self.at("residual-mid", layer, args[0]), *args[1:])
-
-        def read(module: nn.Module, args: tuple) -> tuple:
-            return (self.at("mlp-in", layer, args[0]), *args[1:])
-
-        def raw(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-            if layer in self.still:
-                assert self.seen is not None
-                own = self.seen.mlp_out[layer] if block.post_mlp_norm is None else self.seen.mlp_raw[layer]
-                out = own.expand_as(out)
-            return self.at("mlp-raw", layer, out)
-
-        def written(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-            return self.at("mlp-out", layer, out)
-
-        if block.mlp_norm is not None and not block.parallel:
-            add(block.mlp_norm.module.register_forward_pre_hook(middle))
-        add(block.mlp.register_forward_pre_hook(read))
-        add(block.mlp.register_forward_hook(raw))
-        writer = block.mlp if block.post_mlp_norm is None else block.post_mlp_norm.module
-        add(writer.register_forward_hook(written))
-
-
-def _wide(pattern: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return pattern.to(dtype), values.to(dtype)
+        head = self.model.hf.get_submodule(self.model.arch.unembedding)
+        with visiting(self.model, self.blocks, self.at, self.freeze, self.still, self.seen):
+            handle = head.register_forward_hook(unembedded)
+            try:
+                yield
+            finally:
+                handle.remove()
 
 
 def _check(blocks: Sequence[Block], transcoders: TranscoderSet | None, edits: Sequence[Edit]) -> None:
