@@ -91,7 +91,7 @@ class FrozenLayer:
         norm = self.block.mlp_norm
         return None if norm is None or norm.bias is None or site != "mlp-in" else norm.bias.to(self._dtype)
 
-    def push_mlp_write(self, vectors: Float[Tensor, "n d"], positions: Tensor, site: Site) -> Tensor:
+    def push_mlp_write(self, vectors: Float[Tensor, "*row d"], positions: Tensor, site: Site) -> Tensor:
         """From a site behind the MLP to what is added to the residual stream. positions: one for each vector."""
         norm = self.block.post_mlp_norm
         if site != "mlp-raw" or norm is None or self.post_mlp_scale is None:
