@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -83,13 +83,18 @@ class Topology:
 
 
 def transformer_topology(
-    layers: int, heads: int, kv_heads: int | None = None, parallel: Sequence[bool] | bool = False
+    layers: int,
+    heads: int,
+    kv_heads: int | None = None,
+    parallel: Sequence[bool] | bool = False,
+    features: Mapping[int, Sequence[int]] | None = None,
 ) -> Topology:
     """The component graph of a decoder: `input`, every head and every MLP write; every q/k/v slot, MLP and `logits`
     read.
 
     kv_heads: k and v slots per layer (default: one per query head, as the MIB benchmark counts).
     parallel: whether a block's MLP reads what its attention reads (GPT-J, GPT-NeoX, Phi), for all layers or each.
+    features: numbers of the features that stand, with an error node for the rest, in the place of a layer's MLP.
     Raises ValueError when the query heads cannot be shared out evenly.
     """
     kv_heads = heads if kv_heads is None else kv_heads
@@ -109,15 +114,32 @@ def transformer_topology(
                 width = heads // count
                 feeds.append(tuple(before + index * width + i for i in range(width)))
         sources += [NodeId("head", layer, index) for index in range(heads)]
-        targets.append(Slot(NodeId("mlp", layer)))
-        visible.append(before if flags[layer] else len(sources))
-        feeds.append((len(sources),))
-        sources.append(NodeId("mlp", layer))
+        seen, writers = before if flags[layer] else len(sources), [NodeId("mlp", layer)]
+        if features is not None and layer in features:
+            writers = [*(NodeId("feature", layer, index) for index in features[layer]), NodeId("error", layer)]
+        for node in writers:
+            targets.append(Slot(node))
+            visible.append(seen)
+            feeds.append((len(sources),))
+            sources.append(node)
     targets.append(Slot(NodeId("logits")))
     visible.append(len(sources))
     feeds.append(())
     possible = np.arange(len(sources))[:, None] < np.array(visible)[None, :]
     return Topology(tuple(sources), tuple(targets), possible, tuple(feeds))
+
+
+def without_heads(topology: Topology) -> Topology:
+    """The graph without its attention heads, which then are part of how the other nodes are wired."""
+    rows = [row for row, node in enumerate(topology.sources) if node.kind != "head"]
+    columns = [column for column, slot in enumerate(topology.targets) if slot.node.kind != "head"]
+    place = {row: new for new, row in enumerate(rows)}
+    return Topology(
+        tuple(topology.sources[row] for row in rows),
+        tuple(topology.targets[column] for column in columns),
+        topology.possible[np.ix_(rows, columns)],
+        tuple(tuple(place[row] for row in topology.feeds[column]) for column in columns),
+    )
 
 
 def topology_from_names(
