@@ -26,6 +26,8 @@ HOMES = {
     "datasets": {"discovery"},
     "pyarrow": {"discovery"},
     "accelerate": {"discovery"},
+    "huggingface_hub": {"discovery"},
+    "yaml": {"discovery"},
     "networkx": {"graphs"},
     "graphviz": {"graphs"},
     "openai": {"labelers"},

@@ -50,6 +50,10 @@ FOLDERS: dict[str, tuple[Callable[[], Iterable[str]], set[str]]] = {
     "discovery/methods": (_methods, set()),
     "discovery/tasks": (_imports_of_the_table("discovery/tasks/table.py"), {"generator", "people", "places", "table"}),
     "discovery/task_formats": (_imports_of_the_table("discovery/task_formats/table.py"), {"row", "table"}),
+    "discovery/transcoder_formats": (
+        _imports_of_the_table("discovery/transcoder_formats/table.py"),
+        {"format", "hooks", "hub", "table", "weights", "writing"},
+    ),
     "discovery/architectures": (_imports_of_the_table("discovery/architectures/__init__.py"), set()),
     "graphs/exporters": (_imports_of_the_table("graphs/exporters/__init__.py"), {"heatmap"}),
 }
