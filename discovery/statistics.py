@@ -102,3 +102,34 @@ def bootstrap_jaccard(
     overlaps = [jaccard(one, other) for one, other in combinations(circuits, 2)]
     low, high = np.percentile(overlaps, [2.5, 97.5])
     return Stability(float(np.mean(overlaps)), float(low), float(high), resamples)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well predictions agree with measurements."""
+
+    count: int
+    """Number of pairs."""
+    signs: float
+    """Share with the same sign, of those where neither is 0; NaN where there are none."""
+    pearson: float
+    """Correlation; NaN for fewer than two different values."""
+    spearman: float
+    """Correlation of ranks, equal values sharing their mean rank."""
+
+
+def agreement(predicted: Sequence[float], measured: Sequence[float]) -> Agreement:
+    """Sign agreement and correlations of predicted and measured values."""
+    from scipy.stats import rankdata
+
+    x, y = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
+    told = (x != 0) & (y != 0)
+    signs = float((np.sign(x[told]) == np.sign(y[told])).mean()) if told.any() else float("nan")
+    return Agreement(len(x), signs, _correlation(x, y), _correlation(rankdata(x), rankdata(y)))
+
+
+def _correlation(x: Float[np.ndarray, " pair"], y: Float[np.ndarray, " pair"]) -> float:
+    if len(x) < 2 or not np.ptp(x) or not np.ptp(y):
+        return float("nan")
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
