@@ -153,7 +153,7 @@ def _same(one: Any, other: Any) -> bool:
         return isinstance(other, GraphScores) and repr(one) == repr(other)
     if isinstance(one, Mapping):
         return isinstance(other, Mapping) and _as_json(one) == _as_json(other)
-    return bool(one == other)
+    return one is other or bool(one == other)
 
 
 def _as_json(data: Mapping[Any, Any]) -> str:
