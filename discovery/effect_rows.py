@@ -39,24 +39,18 @@ class SparseRows:
     """Sum of what was left out."""
 
 
-def strongest(rows: Float[Tensor, "row column"], share: float) -> Bool[Tensor, "row column"]:
-    """Which entries of each row to store: the largest ones that hold at least a share of the sum of absolute values.
+def strongest(effects: Float[np.ndarray, "row column"], share: float) -> Bool[np.ndarray, "row column"]:
+    """Which entries of each row to store: the fewest, largest ones that hold a share of the sum of absolute values.
 
-    The threshold is found by bisection over the upper 16 bits of a float32, so that nothing is sorted: no entry that is left
-    out is larger than one that is kept, and the entries kept are the fewest to within 1 % of the threshold. Zeros are never
-    kept; a share of 1 keeps all others.
+    Entries as large as the smallest one kept are kept too. Zeros are never kept; a share of 1 keeps all others.
     """
     if share >= 1:
-        return rows != 0
-    size = rows.abs().float()
-    wanted = share * size.sum(-1, dtype=torch.float64)
-    low = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
-    for bit in reversed(range(15)):  # the sign bit is clear
-        tried = low | (1 << bit)
-        threshold = (tried << 16).view(torch.float32)
-        enough = torch.where(size >= threshold[:, None], size, 0).sum(-1, dtype=torch.float64) >= wanted
-        low = torch.where(enough & threshold.isfinite(), tried, low)
-    return (size >= (low << 16).view(torch.float32)[:, None]) & (size > 0)
+        return effects != 0
+    size = np.abs(effects)
+    ascending = np.sort(size, axis=1)
+    held = ascending.cumsum(1, dtype=np.float64)
+    smallest = (held <= (1 - share) * held[:, -1:]).sum(1).clip(max=size.shape[1] - 1)
+    return (size >= np.take_along_axis(ascending, smallest[:, None], 1)) & (size > 0)
 
 
 class EffectRows:
@@ -120,20 +114,20 @@ class EffectRows:
 
     def _batch(self, rows: Int[np.ndarray, " row"]) -> SparseRows:
         readouts, places = self.readouts(rows)
-        effects = self._replacement.direct_effects(readouts, self._constants).t()[places].contiguous()
+        found = self._replacement.direct_effects(readouts, self._constants).t()[places]
+        if self._constants:
+            found = torch.cat([found, self._own[torch.as_tensor(rows, device=found.device), None]], 1)
+        effects = np.ascontiguousarray(found.cpu().numpy(), dtype=np.float32)
         carried = effects[:, : self._replacement.sources]
         kept = strongest(carried, self._share)
-        absolute = carried.abs().sum(-1, dtype=torch.float64)
+        absolute = np.abs(carried).sum(1, dtype=np.float64)
+        left_out = np.where(kept, 0, carried).sum(1, dtype=np.float64)
         if self._constants:
-            own = self._own[torch.as_tensor(rows, device=effects.device)]
-            effects = torch.cat([effects, own[:, None]], 1)
-            kept = torch.cat([kept, effects[:, self._replacement.sources :] != 0], 1)
-        values = effects[kept]
-        counts = kept.sum(-1)
-        left_out = effects.sum(-1, dtype=torch.float64) - torch.where(kept, effects, 0).sum(-1, dtype=torch.float64)
-        columns = kept.nonzero(as_tuple=True)[1].to(torch.int32)
-        arrays = (counts.cumsum(0), columns, values.float(), absolute, left_out)
-        return SparseRows(rows, *(array.cpu().numpy() for array in arrays))
+            kept = np.concatenate([kept, effects[:, self._replacement.sources :] != 0], 1)
+        counts = np.count_nonzero(kept, axis=1)
+        flat = np.flatnonzero(kept)
+        columns = (flat - np.repeat(np.arange(len(rows)) * kept.shape[1], counts)).astype(np.int32)
+        return SparseRows(rows, counts.cumsum(), columns, effects.reshape(-1)[flat], absolute, left_out)
 
 
 def influence_of_features(
