@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxtyping import Float
@@ -22,6 +23,8 @@ class SourceMeans:
     """Per layer: mean of each head's (norm-scaled) value mix, the o_proj input."""
     mlps: tuple[Float[Tensor, "pos d_model"], ...]
     """Per layer: mean MLP output as the residual stream receives it."""
+    features: Mapping[int, Float[Tensor, "pos feature"]] = field(default_factory=dict)
+    """Per layer with features: mean (norm-scaled) activations."""
 
 
 @dataclass(frozen=True, eq=False)

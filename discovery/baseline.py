@@ -12,6 +12,7 @@ from torch import Tensor
 from discovery.ablation import Ablation, SourceMeans
 from discovery.blocks import Block, Projected
 from discovery.contraction import SourceDifferences, head_writers
+from discovery.feature_layer import NO_FEATURES, FeatureLayers
 from discovery.recording import Activations
 
 
@@ -24,7 +25,7 @@ class Baseline:
     heads: list[Float[Tensor, "row pos head d_head"]]
     """Per layer: ablated head mixes, scaled by the post-norm where there is one."""
     mlps: list[Float[Tensor, "row pos d_model"]]
-    """Per layer: ablated MLP output."""
+    """Per layer: ablated MLP output (of the features and the error node together)."""
     attention_in: list[Float[Tensor, "row pos d_model"]]
     """Per layer: residual stream before the attention."""
     mlp_in: list[Float[Tensor, "row pos d_model"]]
@@ -33,6 +34,8 @@ class Baseline:
     """Residual stream before the final norm."""
     still: bool
     """True when a node all of whose inputs are ablated puts out its ablated value (a run of the model on other prompts)."""
+    features: dict[int, Float[Tensor, "row pos feature"]] = field(default_factory=dict)
+    """Per layer with features: ablated activations, scaled by the post-norm where they go through one."""
     projected: dict[int, Projected] = field(default_factory=dict)
     """By layer: slot outputs at this stream; filled as needed unless recorded."""
 
@@ -72,7 +75,9 @@ def scaled_mix(
     return mix.unflatten(-1, (block.heads, block.d_head))
 
 
-def recorded_baseline(blocks: Sequence[Block], seen: Activations, dtype: torch.dtype) -> Baseline:
+def recorded_baseline(
+    blocks: Sequence[Block], seen: Activations, dtype: torch.dtype, features: FeatureLayers = NO_FEATURES
+) -> Baseline:
     """The baseline of a counterfactual: a recorded pass on the corrupt prompts."""
     assert seen.entry is not None and seen.final_in is not None
 
@@ -87,6 +92,7 @@ def recorded_baseline(blocks: Sequence[Block], seen: Activations, dtype: torch.d
         mlp_in=plain(seen.mlp_in),
         final_in=seen.final_in.detach().to(dtype),
         still=True,
+        features={index: layer.recorded(blocks, seen) for index, layer in features.items()},
         projected={block.index: block.split([raw.detach() for raw in seen.raw[block.index]]) for block in blocks},
     )
 
@@ -96,9 +102,18 @@ def constant_baseline(
     ablation: Ablation,
     like: Float[Tensor, "row pos d_model"],
     positions: Int[Tensor, "row pos"],
+    features: FeatureLayers = NO_FEATURES,
 ) -> Baseline:
-    """The baseline of a zero or mean ablation: the same values for every prompt."""
+    """The baseline of a zero or mean ablation: the same values for every prompt.
+
+    Raises ValueError where the means were measured without these features.
+    """
     means = ablation.means
+    if means is not None and any(
+        index not in means.features or means.features[index].shape[-1] != len(layer.chosen)
+        for index, layer in features.items()
+    ):
+        raise ValueError(f"ablation {ablation.kind!r} was measured on a graph with other features")
 
     def spread(values: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
         if values is None:
@@ -122,11 +137,19 @@ def constant_baseline(
         heads.append(head)
         mlps.append(mlp)
         stream = after + mlp
-    return Baseline(entry, heads, mlps, attention_in, mlp_in, stream, still=False)
+    fired = {
+        index: spread(None if means is None else means.features[index], (len(layer.chosen),), layer.decoder.device)
+        for index, layer in features.items()
+    }
+    return Baseline(entry, heads, mlps, attention_in, mlp_in, stream, still=False, features=fired)
 
 
 def differences(
-    blocks: Sequence[Block], clean: Activations, baseline: Baseline, dtype: torch.dtype
+    blocks: Sequence[Block],
+    clean: Activations,
+    baseline: Baseline,
+    dtype: torch.dtype,
+    features: FeatureLayers = NO_FEATURES,
 ) -> SourceDifferences:
     """Clean less ablated value of every source."""
     assert clean.entry is not None
@@ -135,14 +158,18 @@ def differences(
         entry=clean.entry.detach().to(dtype) - baseline.entry,
         heads=[mix - baseline.heads[i] for i, mix in enumerate(mixes)],
         mlps=[out.detach().to(dtype) - baseline.mlps[i] for i, out in enumerate(clean.mlp_out)],
+        features={i: layer.recorded(blocks, clean) - baseline.features[i] for i, layer in features.items()},
     )
 
 
 class RunningMeans:
     """Means of every source over recorded passes, one pass in memory at a time."""
 
-    def __init__(self, blocks: Sequence[Block], positional: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], positional: bool, dtype: torch.dtype, features: FeatureLayers = NO_FEATURES
+    ) -> None:
         self._blocks = blocks
+        self._features = features
         self._positional = positional
         self._dtype = dtype
         self._sums: list[Tensor] = []
@@ -151,7 +178,8 @@ class RunningMeans:
     def add(self, seen: Activations, mask: Bool[Tensor, "row pos"], positions: Int[Tensor, "row pos"]) -> None:
         """Count one recorded pass in, real tokens only."""
         assert seen.entry is not None
-        values = [seen.entry, *scaled_mixes(self._blocks, seen, self._dtype), *seen.mlp_out]
+        fired = [layer.recorded(self._blocks, seen) for layer in self._features.values()]
+        values = [seen.entry, *scaled_mixes(self._blocks, seen, self._dtype), *seen.mlp_out, *fired]
         index = (positions if self._positional else torch.zeros_like(positions))[mask]
         length = int(index.max()) + 1
         sums = []
@@ -170,7 +198,8 @@ class RunningMeans:
         count = self._count.clamp(min=1)
         means = [total / count.to(total.device).view(-1, *[1] * (total.ndim - 1)) for total in self._sums]
         layers = len(self._blocks)
-        return SourceMeans(means[0], tuple(means[1 : 1 + layers]), tuple(means[1 + layers :]))
+        heads, mlps, fired = means[1 : 1 + layers], means[1 + layers : 1 + 2 * layers], means[1 + 2 * layers :]
+        return SourceMeans(means[0], tuple(heads), tuple(mlps), dict(zip(self._features, fired, strict=True)))
 
 
 def _add_longer(a: Tensor, b: Tensor) -> Tensor:

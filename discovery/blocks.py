@@ -167,6 +167,12 @@ class Block:
             return (torch.stack(projected, -2).flatten(-3),)
         return (torch.cat([part.flatten(-2) for part in projected], -1),)
 
+    def run_mlp(self, stream: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
+        """What the MLP module returns for a residual stream, before a norm behind it."""
+        weight = next(self.mlp.parameters())
+        normed = stream if self.mlp_norm is None else self.mlp_norm(stream.to(weight.device))
+        return self.mlp(normed.to(device=weight.device, dtype=weight.dtype))
+
     def widen(self, projected: Projected) -> Projected:
         """Give every query head its own copy of its key/value head."""
         groups = self.heads // self.kv_heads

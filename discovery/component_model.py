@@ -18,6 +18,7 @@ from discovery.baseline import Baseline, constant_baseline, differences, recorde
 from discovery.batch import Batch
 from discovery.blocks import Block, Norm, find_blocks
 from discovery.contraction import SlotGradients, contract
+from discovery.feature_layer import NO_FEATURES, FeatureLayers
 from discovery.metrics import Metric
 from discovery.model import Point
 from discovery.patched_run import Observer, PatchedRun, Recorded
@@ -80,6 +81,7 @@ class ComponentModel:
         self.topology: Topology = transformer_topology(
             len(self.blocks), first.heads, first.kv_slots, [block.parallel for block in self.blocks]
         )
+        self.features: FeatureLayers = NO_FEATURES
         self.final_norm = Norm(hf.get_submodule(self.arch.final_norm), self.arch.norm)
         self._state: _BatchState | None = None
 

@@ -169,7 +169,7 @@ def prepare_ablation(model: ComponentModel, kind: AblationKind, batches: Sequenc
         return ZERO
     if not batches:
         raise ValueError(f"ablation {kind!r} needs prompts to take means over")
-    means = RunningMeans(model.blocks, kind == "mean-positional", model.dtype)
+    means = RunningMeans(model.blocks, kind == "mean-positional", model.dtype, model.features)
     with session(model.hf, model.arch, model.blocks), torch.no_grad():
         for batch in tqdm(batches, desc="means", unit="batch", leave=False, delay=1):
             moved = batch.to(model.device)

@@ -33,7 +33,8 @@ def plan_run(
     """Sort slots and sources by what they need.
 
     still: see `Baseline.still`. every_slot: give every slot its own input (gradients, self-checks). coupled: one head's slots
-    change the other heads' outputs too (a norm behind the attention, or a q/k norm that spans heads).
+    change the other heads' outputs too (a norm behind the attention, or a q/k norm that spans heads), and one feature's the
+    other features' (a norm behind the MLP).
     """
     possible = torch.from_numpy(topology.possible)
     mask = keep.detach().to("cpu")
@@ -66,14 +67,14 @@ def plan_run(
 def _fed_by(topology: Topology, coupled: bool) -> dict[int, list[int]]:
     """The slots that each source depends on, in order."""
     fed: dict[int, list[int]] = {}
-    by_layer: dict[int | None, list[int]] = {}
+    by_stage: dict[tuple[int | None, bool], list[int]] = {}
     for target, sources in enumerate(topology.feeds):
-        if topology.targets[target].node.kind == "head":
-            by_layer.setdefault(topology.targets[target].node.layer, []).append(target)
+        node = topology.targets[target].node
+        by_stage.setdefault((node.layer, node.kind == "head"), []).append(target)
         for source in sources:
             fed.setdefault(source, []).append(target)
     if coupled:
         for source in fed:
-            if topology.sources[source].kind == "head":
-                fed[source] = by_layer[topology.sources[source].layer]
+            node = topology.sources[source]
+            fed[source] = by_stage[node.layer, node.kind == "head"]
     return fed

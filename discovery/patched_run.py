@@ -86,8 +86,10 @@ class PatchedRun:
             ports[port] = range(start, start + count)
         return ports
 
-    def _mlp_column(self, block: Block) -> int:
-        return self._topology.target_index[Slot(NodeId("mlp", block.index))]
+    def _mlp_columns(self, block: Block) -> range:
+        """Columns of what stands for a block's MLP."""
+        start = self._topology.target_index[Slot(NodeId("mlp", block.index))]
+        return range(start, start + 1)
 
     def _first_source(self, block: Block) -> int:
         return self._topology.source_index[NodeId("head", block.index, 0)]
@@ -100,9 +102,9 @@ class PatchedRun:
     def _find_start(self) -> tuple[int, bool]:
         """(layer, whether its attention is unchanged) where the run begins; layer = number of layers for logits alone."""
         for block in self._blocks:
-            mlp = self._mlp_column(block)
-            if self._plan.first <= mlp:
-                return block.index, self._plan.first == mlp
+            columns = self._mlp_columns(block)
+            if self._plan.first < columns.stop:
+                return block.index, self._plan.first in columns
         return len(self._blocks), False
 
     def _first_column(self) -> int:
@@ -110,7 +112,7 @@ class PatchedRun:
         if layer == len(self._blocks):
             return len(self._topology.targets) - 1
         block = self._blocks[layer]
-        return self._mlp_column(block) if skip_attention else self._ports(block)["q"].start
+        return (self._mlp_columns(block) if skip_attention else self._ports(block)["q"]).start
 
     def final_stream(self) -> Float[Tensor, "mask read d_model"]:
         """What the `logits` slot reads, at the reads."""
@@ -151,9 +153,14 @@ class PatchedRun:
             if heads:
                 written = self._write_heads(block, differences.heads[block.index], heads)
                 known |= {first + head: value for head, value in zip(heads, written, strict=True)}
-            if block.index < layer and self._needed[first + block.heads]:
-                known[first + block.heads] = differences.mlps[block.index]
+            if block.index < layer:
+                known |= self._known_mlp(block)
         self._mixture.set_known(known)
+
+    def _known_mlp(self, block: Block) -> dict[int, Tensor]:
+        """Differences that are needed of what stands for a block's MLP, from the clean run."""
+        source = self._first_source(block) + block.heads
+        return {source: self._recorded.differences.mlps[block.index]} if self._needed[source] else {}
 
     @staticmethod
     def _write_heads(block: Block, mix: Float[Tensor, "row pos head d_head"], heads: list[int]) -> Tensor:
@@ -276,7 +283,7 @@ class PatchedRun:
             return block.attention(*args, **kwargs)[0]
 
     def _run_mlp(self, block: Block, stream: Tensor | None, after: Tensor | None) -> Tensor | None:
-        column = self._mlp_column(block)
+        column = self._mlp_columns(block).start
         source = self._first_source(block) + block.heads
         plan = self._plan
         wanted = self._needed[source]
@@ -300,9 +307,7 @@ class PatchedRun:
         return None if after is None else after.to(out.device) + out
 
     def _mlp(self, block: Block, stream: Tensor) -> Tensor:
-        weight = next(block.mlp.parameters())
-        normed = stream if block.mlp_norm is None else block.mlp_norm(stream.to(weight.device))
-        out = block.mlp(normed.to(device=weight.device, dtype=weight.dtype))
+        out = block.run_mlp(stream)
         return (out if block.post_mlp_norm is None else block.post_mlp_norm(out)).to(self._dtype)
 
     def _final(self, stream: Tensor | None) -> Float[Tensor, "mask read d_model"]:

@@ -68,6 +68,8 @@ class Activations:
     """Arguments of each attention module, to call it again."""
     logits: Float[Tensor, "read vocab"] | None = None
     """Logits at the reads, where they were asked for."""
+    real: Bool[Tensor, "row pos"] | None = None
+    """True at tokens that are no padding."""
 
 
 def copy_cache(cache: DynamicCache | None, repeats: int = 1) -> DynamicCache | None:
@@ -154,8 +156,8 @@ def record_pass(
     entry: replaces the residual stream before block 0. reads: (rows, columns from `start`) where logits are wanted.
     patterns: record attention probabilities too; the library's eager attention, which gives them, is used for the pass.
     """
-    seen = Activations()
     width = sequences.tokens.shape[1]
+    seen = Activations(real=sequences.mask[:, -width:])
     with contextlib.ExitStack() as stack, torch.set_grad_enabled(gradients):
         _hook_blocks(blocks, seen, stack, gradients, entry)
         if patterns:

@@ -1,0 +1,100 @@
+"""Gradients at the outputs of narrow linear readers of the residual stream, carried through a norm in closed form.
+
+For y = norm(x) and a reader's output o = W y + b with gradient g there, with x' the centred input, r the inverse scale, w
+and c the norm's weight and bias and P the centring:
+
+    d/dx = r P(w * W^T g) - x' (r^2 / d_model) ((o - b - W c) . g)
+
+so that the only wide product per reader is (P(w * W^T)) (r g), made when it is needed; r g is summed over integration
+points before that. The inverse scale and the second factor never need the per-reader normed input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery.blocks import Norm
+
+
+@dataclass(eq=False)
+class NarrowGradients:
+    """What is known of the gradients of some readers at one place of the model, summed over points."""
+
+    narrow: list[Tensor]
+    """Per group of readers [row pos slot d_head]: sum over points of r * gradient."""
+    corrections: list[tuple[Tensor, Tensor]]
+    """Per point: centred input [row pos d_model] and its factor for every slot of all groups [row pos slots]; empty where
+    there is no norm."""
+
+    def add(self, new: NarrowGradients) -> None:
+        """Count further points in."""
+        self.narrow = [old + more for old, more in zip(self.narrow, new.narrow, strict=True)]
+        self.corrections += new.corrections
+
+
+def narrow_gradients(
+    norm: Norm | None,
+    stream: Float[Tensor, "row pos d_model"],
+    linear: Sequence[Float[Tensor, "row pos _ d_head"]],
+    gradients: Sequence[Float[Tensor, "row pos _ d_head"]],
+    points: int,
+) -> NarrowGradients:
+    """Gradients at readers' outputs, ready for `expand`. linear: o - b - W c, unused without a norm.
+
+    points: how many points' rows stand one after the other.
+    """
+    if norm is None:
+        return NarrowGradients([over_points(gradient, points) for gradient in gradients], [])
+    centred = norm.centre(stream)
+    scale = norm.inverse_scale(centred)
+    share = scale.square() / stream.shape[-1]
+    factors, narrow = [], []
+    for output, gradient in zip(linear, gradients, strict=True):
+        factors.append((output * gradient).sum(-1) * share)
+        narrow.append(over_points(scale.unsqueeze(-1) * gradient, points))
+    corrections = zip(centred.chunk(points), torch.cat(factors, -1).chunk(points), strict=True)
+    return NarrowGradients(narrow, list(corrections))
+
+
+def expand(
+    readers: Sequence[Float[Tensor, "_ d_head d_model"]], gradients: NarrowGradients, columns: slice
+) -> Float[Tensor, "slots row pos d_model"]:
+    """The gradients at the residual stream, at some positions. readers: P(w * W) of every group, W where there is no norm."""
+    rows, width = gradients.narrow[0][:, columns].shape[:2]
+    slots = sum(reader.shape[0] for reader in readers)
+    wide = gradients.narrow[0].new_empty((slots, rows * width, readers[0].shape[-1]))
+    first = 0
+    for narrow, reader in zip(gradients.narrow, readers, strict=True):
+        flat = narrow[:, columns].permute(2, 0, 1, 3).flatten(1, 2)
+        torch.bmm(flat, reader, out=wide[first : first + reader.shape[0]])
+        first += reader.shape[0]
+    wide = wide.unflatten(1, (rows, width))
+    for centred, factor in gradients.corrections:
+        wide.addcmul_(factor[:, columns].permute(2, 0, 1).unsqueeze(-1), centred[:, columns], value=-1)
+    return wide
+
+
+def through_norm(
+    norm: Norm | None,
+    stream: Float[Tensor, "row pos d_model"],
+    normed: Float[Tensor, "row pos d_model"],
+    gradient: Float[Tensor, "row pos d_model"],
+) -> Float[Tensor, "row pos d_model"]:
+    """A gradient at a norm's output, at its input."""
+    if norm is None:
+        return gradient
+    centred = norm.centre(stream)
+    scale = norm.inverse_scale(centred)
+    output = normed if norm.bias is None else normed - norm.bias
+    factor = (output * gradient).sum(-1, keepdim=True) * scale.square() / stream.shape[-1]
+    return scale * norm.centre(norm.weight * gradient) - centred * factor
+
+
+def over_points(values: Tensor, points: int) -> Tensor:
+    """Sum over points that stand one after the other on the row axis."""
+    return values if points == 1 else values.unflatten(0, (points, -1)).sum(0)
