@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,11 +127,30 @@ class ComponentModel:
         self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation
     ) -> Float[Tensor, "pair src dst"]:
         """See `PatchableModel.linearize`. Points interpolate `input`, everything after it follows (EAP-IG inputs)."""
+        gradients = SlotGradients(self.blocks, self.dtype, self.features)
+        clean, baseline = self.differentiate(batch, metric, points, ablation, gradients.add)
+        with torch.no_grad():
+            change = differences(self.blocks, clean, baseline, self.dtype, self.features)
+            rows = contract(self.blocks, change, gradients, self.features)
+        return self._shown(_sum_rows(rows, batch)).cpu()
+
+    def differentiate(
+        self,
+        batch: Batch,
+        metric: Metric,
+        points: Sequence[Point],
+        ablation: Ablation,
+        take: Callable[[Activations, Tensor, int], None],
+    ) -> tuple[Activations, Baseline]:
+        """Runs the model at every point; gives the recorded clean pass and the ablated values.
+
+        take: called with each recorded pass, the weighted sum over its pairs and points of the metric, to be
+        differentiated, and how many points' rows stand in the pass one after the other.
+        """
         # Before the session: the untouched model must not meet ungrouped heads.
         reference = self.full_logits(batch).to(self.dtype) if metric.needs_reference else None
         with session(self.hf, self.arch, self.blocks), torch.enable_grad():
             state = self._prepare(batch, ablation)
-            gradients = SlotGradients(self.blocks, self.dtype)
             clean = None if state.recorded is None else state.recorded.clean
             for group in self._groups(state, points):
                 if group[0].alpha != 1 and not self._is_corrupt_run(state, group[0]):
@@ -141,17 +160,15 @@ class ComponentModel:
                 logits = seen.logits.to(self.dtype).unflatten(0, (len(group), -1))
                 value = metric.compute(logits, state.batch, reference).sum(-1)
                 weights = torch.tensor([point.weight for point in group], dtype=self.dtype, device=value.device)
-                gradients.add(seen, (weights * value).sum(), len(group))
+                take(seen, (weights * value).sum(), len(group))
                 if group[0].alpha == 1:
                     clean = seen
                 elif self._is_corrupt_run(state, group[0]) and state.baseline is None:
-                    state.baseline = recorded_baseline(self.blocks, seen, self.dtype)
+                    with torch.no_grad():
+                        state.baseline = recorded_baseline(self.blocks, seen, self.dtype, self.features)
                 seen.logits = None
-            clean = clean or self._pass(state.clean_sequences)
-            baseline = self._baseline(state)
             with torch.no_grad():
-                rows = contract(self.blocks, differences(self.blocks, clean, baseline, self.dtype), gradients)
-        return _sum_rows(rows, state.batch).cpu()
+                return clean or self._pass(state.clean_sequences), self._baseline(state)
 
     def run(
         self,
@@ -190,12 +207,23 @@ class ComponentModel:
         observe: Observer | None = None,
     ) -> Tensor:
         lead = keep.shape[:-2]
-        masks = keep.reshape(-1, *keep.shape[-2:]).to(self.dtype)
+        masks = self._all_edges(keep.reshape(-1, *keep.shape[-2:]).to(self.dtype))
         with session(self.hf, self.arch, self.blocks), torch.set_grad_enabled(keep.requires_grad):
             recorded = self._recorded(self._prepare(batch, ablation))
-            patched = PatchedRun(self.blocks, self.topology, recorded, masks, every_slot=every_slot, observe=observe)
+            patched = self._patched_run(recorded, masks, every_slot, observe)
             logits = self._unembed(patched.final_stream())
         return logits.reshape(*lead, *logits.shape[1:])
+
+    def _patched_run(self, recorded: Recorded, masks: Tensor, every_slot: bool, observe: Observer | None) -> PatchedRun:
+        return PatchedRun(self.blocks, self.topology, recorded, masks, every_slot=every_slot, observe=observe)
+
+    def _all_edges(self, masks: Float[Tensor, "mask src dst"]) -> Float[Tensor, "mask all_src all_dst"]:
+        """Masks over every edge that a run computes, from masks over the graph's."""
+        return masks
+
+    def _shown(self, scores: Float[Tensor, "pair all_src all_dst"]) -> Float[Tensor, "pair src dst"]:
+        """The graph's edges out of all that a run computes."""
+        return scores
 
     def _unembed(self, stream: Float[Tensor, "mask read d_model"]) -> Float[Tensor, "mask read vocab"]:
         head = self.hf.get_submodule(self.arch.unembedding)
@@ -270,12 +298,16 @@ class ComponentModel:
     def _baseline(self, state: _BatchState) -> Baseline:
         if state.baseline is None:
             if state.ablation.kind == "counterfactual":
-                state.baseline = recorded_baseline(self.blocks, self._pass(state.corrupt_sequences), self.dtype)
+                state.baseline = recorded_baseline(
+                    self.blocks, self._pass(state.corrupt_sequences), self.dtype, self.features
+                )
             else:
                 rows, width = state.batch.clean.shape
                 d_model = self.blocks[0].weight("q").shape[-1]
                 like = torch.zeros((), dtype=self.dtype, device=self.device).expand(rows, width, d_model)
-                state.baseline = constant_baseline(self.blocks, state.ablation, like, state.batch.positions)
+                state.baseline = constant_baseline(
+                    self.blocks, state.ablation, like, state.batch.positions, self.features
+                )
         return state.baseline
 
     def _recorded(self, state: _BatchState) -> Recorded:
@@ -287,7 +319,7 @@ class ComponentModel:
                     sequences=state.clean_sequences,
                     clean=clean,
                     baseline=baseline,
-                    differences=differences(self.blocks, clean, baseline, self.dtype),
+                    differences=differences(self.blocks, clean, baseline, self.dtype, self.features),
                     read_rows=state.batch.read_row,
                     read_columns=state.batch.read_column - state.start,
                 )

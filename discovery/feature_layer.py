@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -167,7 +167,6 @@ def feature_layer(
 
     Raises BadTranscoder naming the set, the layer and what does not fit.
     """
-    check_fit(blocks, transcoders)
     transcoder, block = transcoders.by_layer[layer], blocks[layer]
     numbers = range(transcoder.features) if chosen is None else sorted(chosen)
     if any(not 0 <= number < transcoder.features for number in numbers):
@@ -197,9 +196,12 @@ def feature_layer(
     )
 
 
-def check_fit(blocks: Sequence[Block], transcoders: TranscoderSet) -> None:
-    """Raises BadTranscoder where the features cannot stand for the MLPs of these layers."""
+def check_fit(blocks: Sequence[Block], transcoders: TranscoderSet, layers: Iterable[int] = ()) -> None:
+    """Raises BadTranscoder where the features cannot stand for the model's MLPs, or a layer has no dictionary."""
     name, reads, writes = transcoders.name or "transcoders", transcoders.reads, transcoders.writes
+    missing = set(layers) - set(transcoders.by_layer)
+    if missing:
+        raise BadTranscoder(f"{name}: there is no dictionary for layer {min(missing)}")
     if writes not in TRANSCODER_WRITES or not (reads in TRANSCODER_READS or reads == writes):
         raise BadTranscoder(
             f"{name}: they read {reads} and write {writes}; a feature graph needs dictionaries that stand for the MLPs, "
@@ -214,8 +216,9 @@ def check_fit(blocks: Sequence[Block], transcoders: TranscoderSet) -> None:
     for transcoder in transcoders:
         if transcoder.layer >= len(blocks):
             raise BadTranscoder(f"{name}: layer {transcoder.layer}, but the model has {len(blocks)} layers")
-        for what, width in (("encoder", transcoder.encoder), ("decoder", transcoder.decoders[transcoder.layer])):
-            if width.shape[-1] != d_model:
+        for what, rows in (("encoder", transcoder.encoder), ("decoder", transcoder.decoders[transcoder.layer])):
+            if rows.shape[-1] != d_model:
                 raise BadTranscoder(
-                    f"{name}: layer {transcoder.layer}'s {what} has rows of {width.shape[-1]} numbers, the model's width is {d_model}"
+                    f"{name}: layer {transcoder.layer}'s {what} has rows of {rows.shape[-1]} numbers; "
+                    f"the model's width is {d_model}"
                 )
