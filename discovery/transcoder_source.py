@@ -31,7 +31,7 @@ def load_transcoders(
     dtype: str | None = None,
     layers: tuple[int, ...] | None = None,
     variant: str | None = None,
-    l0: float | None = None,
+    l0: int | float | None = None,
     reads: Site | None = None,
     writes: Site | None = None,
 ) -> TranscoderSet:

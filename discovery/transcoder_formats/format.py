@@ -20,7 +20,7 @@ class Choice:
     """Layers to read; None for all that are there."""
     variant: str | None = None
     """Part of the path (or a pattern with *) that the dictionaries' files must have, such as width_16k."""
-    l0: float | None = None
+    l0: int | float | None = None
     """Of several dictionaries of a layer that differ in their mean L0 only, the one nearest to this."""
     reads: Site | None = None
     """Where they read, instead of what the files say."""

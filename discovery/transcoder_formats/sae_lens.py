@@ -67,7 +67,7 @@ def _read(source: Source, root: Path, choice: Choice) -> TranscoderSet:
 def _config(path: Path) -> dict[str, Any]:
     """cfg.json with the metadata of later versions beside the rest, and the names of earlier ones brought up to date."""
     config = read_json(path)
-    metadata = config.pop("metadata", None) or {}
+    metadata = config.pop("metadata", {})
     if not isinstance(metadata, dict):
         raise BadTranscoder(f"{path}: metadata must be an object")
     merged = {_OLD_NAMES.get(name, name): value for name, value in (config | metadata).items()}
