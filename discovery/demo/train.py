@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from transformers import (
 from discovery.demo import CLAIMED_TASKS, model_directory
 from discovery.demo.accuracy import task_accuracy
 from discovery.demo.corpus import documents
+from discovery.demo.interchange import city_pairs, interchange_loss
 from discovery.demo.vocabulary import SPECIAL, build_tokenizer, freely_chosen
 from discovery.tasks.generator import Split
 
@@ -61,6 +62,14 @@ class Recipe:
     """Of the matrices and embeddings."""
     free_weight: float = 0.1
     """Weight in the loss of words that nothing foretells: see `loss_weights`."""
+    interchange_steps: int = 600
+    """Steps of the last phase, which puts the country of a city into the first MLP (`discovery.demo.interchange`)."""
+    interchange_rate: float = 0.3
+    """Peak of the learning rates in the last phase, as a share of those above."""
+    interchange_pairs: int = 32
+    """Pairs of sentences in each of its batches, beside the documents."""
+    interchange_weight: float = 0.5
+    """Weight of their loss."""
     layers: int = 4
     """Transformer layers."""
     heads: int = 6
@@ -146,11 +155,11 @@ def weighted_loss(
     return (losses * counted).sum() / counted.sum()
 
 
-def share_of_peak_rate(step: int, recipe: Recipe) -> float:
+def share_of_peak_rate(step: int, steps: int, warmup: int) -> float:
     """Learning rate of a step as a share of its peak."""
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -173,23 +182,48 @@ def train(recipe: Recipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, li
     """A trained model in float32, its tokenizer, and the loss of every step (weighted nats per token)."""
     tokenizer = build_tokenizer()
     model = build_model(recipe, tokenizer).train()
+    source = batches(recipe, tokenizer)
+    losses = _descend(model, recipe, recipe.steps, 1.0, (weighted_loss(model, *batch) for batch in source), "training")
+    return model.eval(), tokenizer, losses
+
+
+def refine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> list[float]:
+    """The last phase, in place: more documents, and sentences about two cities with the first MLP's outputs exchanged.
+
+    Gives the loss of every step.
+    """
+    model.train()
+    documents_only = replace(recipe, seed=recipe.seed + 1, list_steps=0, copying_steps=0)
+    source = zip(batches(documents_only, tokenizer), city_pairs(recipe.seed, recipe.interchange_pairs))
+    both = (
+        weighted_loss(model, *batch) + recipe.interchange_weight * interchange_loss(model, tokenizer, pairs)
+        for batch, pairs in source
+    )
+    losses = _descend(model, recipe, recipe.interchange_steps, recipe.interchange_rate, both, "interchange")
+    model.eval()
+    return losses
+
+
+def _descend(
+    model: LlamaForCausalLM, recipe: Recipe, steps: int, share: float, losses: Iterator[Tensor], name: str
+) -> list[float]:
+    """One optimiser step for each loss; share: of the recipe's rates. Gives the losses."""
     optimizers = build_optimizers(model, recipe)
-    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    losses: list[float] = []
-    progress = tqdm(itertools.islice(batches(recipe, tokenizer), recipe.steps), total=recipe.steps, desc="training")
-    for step, (tokens, weights) in enumerate(progress):
-        loss = weighted_loss(model, tokens, weights)
+    peaks = [[share * group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    seen: list[float] = []
+    progress = tqdm(itertools.islice(losses, steps), total=steps, desc=name)
+    for step, loss in enumerate(progress):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, rates in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = peak * share_of_peak_rate(step, recipe)
+                group["lr"] = peak * share_of_peak_rate(step, steps, recipe.warmup_steps)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        seen.append(loss.item())
         if step % 50 == 0:
-            progress.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}")
-    return model.eval(), tokenizer, losses
+            progress.set_postfix(loss=f"{sum(seen[-50:]) / len(seen[-50:]):.3f}")
+    return seen
 
 
 def accuracies(
@@ -199,14 +233,24 @@ def accuracies(
     return {task: asdict(task_accuracy(model, tokenizer, task, split, count)) for task in CLAIMED_TASKS}
 
 
-def train_and_save(recipe: Recipe, directory: Path) -> dict[str, object]:
-    """Train, measure, and write checkpoint, tokenizer and `training.json`; returns what the latter holds."""
+def train_and_save(recipe: Recipe, directory: Path, start: Path | None = None) -> dict[str, object]:
+    """Train, measure, and write checkpoint, tokenizer and `training.json`; returns what the latter holds.
+
+    start: a checkpoint of the phases before the last, which are then left out.
+    """
     wall, cpu = time.perf_counter(), time.process_time()
-    model, tokenizer, losses = train(recipe)
+    if start is None:
+        model, tokenizer, losses = train(recipe)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(start, local_files_only=True)
+        model, losses = LlamaForCausalLM.from_pretrained(start, local_files_only=True, dtype=torch.float32), []
+    losses += refine(model, tokenizer, recipe)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    earlier = None if start is None else json.loads((start / "training.json").read_text(encoding="utf-8"))["seconds"]
     record: dict[str, object] = {
         "recipe": asdict(recipe),
         "seconds": {"wall": round(wall), "cpu": round(cpu)},
+        "seconds_of_earlier_phases": earlier,
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "final_loss": round(sum(losses[-100:]) / len(losses[-100:]), 4),
@@ -237,13 +281,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--refine", type=Path, metavar="DIR", help="only the last phase, from this checkpoint on")
     parser.add_argument("--evaluate", action="store_true", help="measure the checkpoint in --out instead of training")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if not options.evaluate:
         if not hasattr(torch.optim, "Muon"):
             parser.error(f"training needs PyTorch 2.9 or later (torch.optim.Muon); this is {torch.__version__}")
-        train_and_save(Recipe(seed=options.seed, steps=options.steps), options.out)
+        train_and_save(Recipe(seed=options.seed, steps=options.steps), options.out, options.refine)
     for task, accuracy in evaluate(options.out, "held-out").items():
         print(f"{task:24s} clean {accuracy['clean']:.3f}  corrupt {accuracy['corrupt']:.3f}")
 

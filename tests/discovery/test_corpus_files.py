@@ -40,7 +40,7 @@ def test_plain_text_is_cut_between_paragraphs(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n\n".join(paragraphs))
     found = [document.content for document in read_corpus([tmp_path / "a.txt"])]
     assert len(found) > 3
-    assert "\n\n".join(found).split() == " ".join(paragraphs).split()
+    assert "\n\n".join(map(str, found)).split() == " ".join(paragraphs).split()
     assert all(isinstance(piece, str) and len(piece) >= PIECE for piece in found[:-1])
     starts = {paragraph.split()[0] for paragraph in paragraphs}
     assert all(str(piece).split()[0] in starts for piece in found)

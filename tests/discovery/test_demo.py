@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from discovery.demo import CLAIMED_TASKS, model_directory
 from discovery.demo.accuracy import task_accuracy
 from discovery.demo.corpus import documents, leak
+from discovery.demo.interchange import city_pairs, interchange_loss
 from discovery.demo.train import Recipe, train
 from discovery.demo.vocabulary import build_tokenizer
 from discovery.tasks.induction import OPENING, WORDS, may_follow
@@ -97,6 +98,41 @@ def test_leaks_are_found() -> None:
     for task in ("ioi", "gendered-pronoun"):
         assert all(leak(f"Well: {pair.clean}") for pair in generate_pairs(task, 50, 0, "held-out"))
     assert all(leak(f"{pair.clean}{pair.answers[0]}") for pair in generate_pairs("two-hop", 50, 0, "held-out"))
+
+
+def test_the_first_mlp_says_which_country_a_city_is_in(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Its output at the city, from another prompt of the same wording: the answer is the other capital. Held-out cities."""
+    pairs = [pair for pair in generate_pairs("two-hop", 60, 3, "held-out", order="relation_last")]
+    for layer, least, most in ((0, 0.95, 1.0), (1, 0.0, 0.05)):
+        flipped = 0
+        for pair in pairs:
+            tokens = torch.tensor([tokenizer(text)["input_ids"] for text in (pair.clean, pair.corrupt)])
+            city = int((tokens[0] != tokens[1]).int().argmax())
+
+            def exchange(module: torch.nn.Module, args: tuple, out: torch.Tensor, city: int = city) -> torch.Tensor:
+                out = out.clone()
+                out[0, city] = out[1, city]
+                return out
+
+            handle = model.model.layers[layer].mlp.register_forward_hook(exchange)
+            with torch.no_grad():
+                answer = int(model(tokens).logits[0, -1].argmax())
+            handle.remove()
+            flipped += answer == tokenizer(pair.wrong_answers[0], add_special_tokens=False)["input_ids"][0]
+        assert least <= flipped / len(pairs) <= most
+
+
+def test_the_interchange_loss_is_that_of_the_other_sentence(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    pairs = next(city_pairs(0, 8))
+    assert all(leak(text) is None for pair in pairs for text in pair)
+    with torch.no_grad():
+        known = interchange_loss(model, tokenizer, pairs)  # type: ignore[arg-type]
+        untrained = interchange_loss(type(model)(model.config).eval(), tokenizer, pairs)  # type: ignore[arg-type]
+    assert float(known) < 0.5 < float(untrained)
 
 
 @pytest.mark.slow
