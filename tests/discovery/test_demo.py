@@ -104,7 +104,7 @@ def test_the_first_mlp_says_which_country_a_city_is_in(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Its output at the city, from another prompt of the same wording: the answer is the other capital. Held-out cities."""
-    pairs = [pair for pair in generate_pairs("two-hop", 60, 3, "held-out", order="relation_last")]
+    pairs = generate_pairs("two-hop", 60, 3, "held-out", order="relation_last")
     for layer, least, most in ((0, 0.95, 1.0), (1, 0.0, 0.05)):
         flipped = 0
         for pair in pairs:
