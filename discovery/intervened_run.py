@@ -129,7 +129,7 @@ class _Run:
         self.blocks = find_blocks(model.hf, model.arch, False) if untouched is None else untouched.blocks
         self.seen = None if untouched is None else untouched.seen
         self.still = frozenset(range(len(self.blocks))) if freeze == "all" else constrained
-        _check(self.blocks, transcoders, edits)
+        check_edits(self.blocks, transcoders, edits)
         self.dictionaries = None
         if transcoders is not None:
             self.dictionaries = DictionaryEdits(
@@ -218,7 +218,7 @@ class _Run:
                 handle.remove()
 
 
-def _check(blocks: Sequence[Block], transcoders: TranscoderSet | None, edits: Sequence[Edit]) -> None:
+def check_edits(blocks: Sequence[Block], transcoders: TranscoderSet | None, edits: Sequence[Edit]) -> None:
     """Raise BadIntervention for an edit of something that does not exist, BadTranscoder for dictionaries beyond the model."""
     if transcoders is not None and max(transcoders.biases) >= len(blocks):
         raise BadTranscoder(

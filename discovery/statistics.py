@@ -52,6 +52,18 @@ def faithfulness_interval(
     return low, high
 
 
+def mean_interval(
+    values: Float[np.ndarray, " pair"], resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Bootstrap percentile interval of a mean over examples: its two ends; NaN without resamples."""
+    if not resamples:
+        return float("nan"), float("nan")
+    means = resample_counts(len(values), resamples, seed) @ values / len(values)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
 def rounding_noise(full: Float[np.ndarray, " pair"], empty: Float[np.ndarray, " pair"]) -> float:
     """A difference of means of float32 metrics below this is rounding."""
     return 1e-6 * float(np.abs(np.concatenate([full, empty])).mean()) + 1e-12
