@@ -96,6 +96,12 @@ class EffectRows:
             bar.update(end - first)
             first = end
 
+    def sums(self, rows: Int[np.ndarray, " row"]) -> Float[Tensor, " row"]:
+        """Sums of some rows with all constants: what the targets have in the model, where nothing is missing."""
+        readouts, places = self.readouts(rows)
+        own = self._own[torch.as_tensor(rows, device=self._own.device)]
+        return self._replacement.direct_effects(readouts, True).sum(0)[places] + own
+
     def readouts(self, rows: Int[np.ndarray, " row"]) -> tuple[Readouts, Int[Tensor, " row"]]:
         """Readouts of some rows, deepest first, and the place of each row among them."""
         device = self._replacement.model.device

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors.numpy import load as load_tensors
@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_tensors
 from graphs.scores import EdgeScores
 from graphs.topology import Topology
 
-CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS = (
+CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY, GRAPH, VALIDATION = (
     "config.toml",
     "run.json",
     "scores.safetensors",
@@ -24,6 +24,10 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS = (
     "evaluation.json",
     "exports",
     "evaluations",
+    "nodes.json",
+    "adjacency.npz",
+    "graph.json",
+    "validation.json",
 )
 IDENTITY = ("edgewise", "config", "inputs")
 """What of run.json must agree for results on disk to be reused."""
@@ -57,7 +61,7 @@ class RunStore:
         identity = json.loads(json.dumps(identity))
         stored = self._stored_run() if self.directory.exists() else None
         if stored is None and not overwrite:
-            for name in (CONFIG, SCORES, CIRCUIT, EVALUATION, EXPORTS):
+            for name in (CONFIG, SCORES, CIRCUIT, EVALUATION, EXPORTS, NODES, ADJACENCY, GRAPH):
                 if self.path(name).exists():
                     raise RunConflict(f"{self.path(name)} is not of a run of edgewise: choose another --out")
         if stored is not None and not overwrite:
@@ -79,7 +83,7 @@ class RunStore:
 
     def _drop_results(self) -> None:
         """Removes what another run left, its record first, so that no mixture of two runs can be read."""
-        for path in (RUN, SCORES, CIRCUIT, EVALUATION):
+        for path in (RUN, SCORES, CIRCUIT, EVALUATION, NODES, ADJACENCY, GRAPH, VALIDATION):
             self.path(path).unlink(missing_ok=True)
         for folder in (EXPORTS, EVALUATIONS):
             for path in self.path(folder).glob("*"):
@@ -142,12 +146,16 @@ class RunStore:
 
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Writes a file of the run: first beside its place, then moved there in one step."""
+        return self.write_stream(name, lambda file: file.write(content))
+
+    def write_stream(self, name: str, write: Callable[[BinaryIO], Any]) -> Path:
+        """Like `write_bytes`, for content that is too large to hold: `write` puts it into the open file."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())

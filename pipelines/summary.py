@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphs.view import percent
+
+if TYPE_CHECKING:
+    from graphs.pruned import PrunedGraph
 
 STEPS = ("task", "hashes", "model", "batches", "check", "ablation", "scores", "circuit", "evaluation", "exports")
 
@@ -34,6 +37,53 @@ def discovery_summary(
         *(f"wrote {path}" for path in written),
     ]
     return "\n".join(lines)
+
+
+def trace_summary(graph: PrunedGraph) -> str:
+    """The table of `edgewise trace`."""
+    facts, scores = graph.facts, graph.scores
+    nodes, edges = graph.whole or (0, 0)
+    lines = [
+        graph.heading,
+        "",
+        f"active        {facts.get('active_features', 0):,} features; {nodes:,} nodes and {edges:,} edges stored",
+        f"pruned        {len(graph.nodes):,} nodes, {len(graph.edges):,} edges",
+    ]
+    if scores is not None:
+        lines += [
+            f"replacement   {_number(scores.replacement)}  (share of the influence that starts at tokens, not errors)",
+            f"completeness  {_number(scores.completeness)}  (strict: {_number(scores.completeness_strict)})",
+        ]
+    if "closure" in facts:
+        lines.append(f"closure       {facts['closure']:.0e}  (rows with every constant against the model's own values)")
+    validation = facts.get("validation")
+    if validation is not None:
+        exact = validation["exactness"]
+        lines.append(f"exactness     {exact['within']} of {exact['edges']} strongest edges, everything frozen")
+        for name, title in (("attention", "attention held"), ("none", "all live")):
+            found = validation["agreement"]["features"][name]
+            lines.append(
+                f"interventions {_number(found['signs'])} signs agree, correlation {_number(found['pearson'])} "
+                f"({found['count']} effects of features, {title})"
+            )
+    return "\n".join([*lines, "", *_strongest_lines(graph), ""])
+
+
+def _strongest_lines(graph: PrunedGraph, most: int = 10) -> list[str]:
+    """The most influential features and errors, and what is explained."""
+    rows = [("node", "influence", "activation", "label")]
+    for place in graph.targets.tolist():
+        rows.append((str(graph.nodes[place]), "target", _number(float(graph.activations[place])), _label(graph, place)))
+    inner = [i for i, node in enumerate(graph.nodes) if node.kind in ("feature", "error") and i not in graph.targets]
+    for place in sorted(inner, key=lambda i: -graph.influence[i])[:most]:
+        active = graph.nodes[place].kind == "feature"
+        value = _number(float(graph.activations[place])) if active else "-"
+        rows.append((str(graph.nodes[place]), _number(float(graph.influence[place]), 3), value, _label(graph, place)))
+    return table(rows, left=1)
+
+
+def _label(graph: PrunedGraph, place: int) -> str:
+    return repr(graph.label(graph.nodes[place])) if graph.label(graph.nodes[place]) else "-"
 
 
 def evaluation_summary(evaluation: Mapping[str, Any]) -> str:

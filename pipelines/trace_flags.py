@@ -1,0 +1,75 @@
+"""The flags of `edgewise trace`. Imports nothing heavy: --help reads this file."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipelines.flags import add_flags
+
+EPILOG = """\
+targets: 'logit(" Paris")', 'logit(312)', 'logit(" Paris") - logit(" Rome")', or a feature such as f2.31@4
+files of token ids: {"tokens": [1, 393, 483], "targets": [577]}; nothing is put in front of them
+The run directory holds graph.json (pruned), nodes.json and adjacency.npz (everything), validation.json and exports/."""
+
+
+def add_trace_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what `edgewise trace` takes."""
+    parser.add_argument("prompt", metavar="PROMPT", help="a text, or a JSON file of token ids")
+    add_flags(parser, ("model", "out"), leave_out=("--kv-heads",))
+    add_transcoders(parser)
+    group = parser.add_argument_group("graph")
+    group.add_argument(
+        "--targets", nargs="+", default=(), metavar="T", help="what to explain (default: the likely next tokens)"
+    )
+    group.add_argument(
+        "--keep",
+        type=float,
+        default=0.999,
+        metavar="P",
+        help="share of each row's absolute sum to store (default: 0.999)",
+    )
+    group.add_argument("--max-features", type=int, metavar="N", help="only the N most influential active features")
+    group.add_argument("--bias-nodes", action="store_true", help="add every constant as a node: rows then sum exactly")
+    group.add_argument(
+        "--fixed-prefix",
+        type=int,
+        default=1,
+        metavar="N",
+        help="first positions without features and errors (default: 1)",
+    )
+    group.add_argument(
+        "--bos", choices=("auto", "always", "never"), default="auto", help="start a text with a special token"
+    )
+    group = parser.add_argument_group("pruning")
+    group.add_argument(
+        "--node-threshold", type=float, default=0.8, metavar="P", help="share of the influence to keep (default: 0.8)"
+    )
+    group.add_argument(
+        "--edge-threshold",
+        type=float,
+        default=0.98,
+        metavar="P",
+        help="share of the edge scores to keep (default: 0.98)",
+    )
+    group = parser.add_argument_group("checks and pictures")
+    group.add_argument(
+        "--validate",
+        type=int,
+        default=20,
+        metavar="N",
+        help="check N features by interventions; 0 = none (default: 20)",
+    )
+    group.add_argument(
+        "--split-heads", action=argparse.BooleanOptionalAction, default=True, help="say which heads edges run through"
+    )
+    group.add_argument(
+        "--formats", default="svg,neuronpedia", metavar="F,...", help="pictures and files (default: svg,neuronpedia)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start anew in a directory that holds another run")
+
+
+def add_transcoders(parser: argparse.ArgumentParser) -> None:
+    """Adds `--transcoders`."""
+    parser.add_argument(
+        "--transcoders", metavar="DIR", help="directory or hub name (default: those of the embedded model)"
+    )
