@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,14 +45,15 @@ def direction_bytes(directions: Float[Tensor, "stream d_model"]) -> bytes:
     return save({f"r{stream}": vector.contiguous().cpu() for stream, vector in enumerate(directions)})
 
 
-def read_directions(path: str | Path, name: str | None = None) -> dict[int | None, Float[Tensor, " d_model"]]:
-    """The vectors of a safetensors file, by the residual stream that each is for; None: for every stream.
+def read_directions(file: str | Path | bytes, name: str | None = None) -> dict[int | None, Float[Tensor, " d_model"]]:
+    """The vectors of a safetensors file (or of its content), by the residual stream that each is for; None: for every stream.
 
     A file holds a single vector (or `name` chooses one), which is for every stream; or vectors r0, r1, ..., each for its own;
     or one matrix [stream d_model] of such. Raises BadIntervention naming the file and the tensor.
     """
+    path = "of the difference of means" if isinstance(file, bytes) else file
     try:
-        tensors = load_file(path)
+        tensors = load(file) if isinstance(file, bytes) else load_file(file)
     except (OSError, SafetensorError) as error:
         raise BadIntervention(f"direction {path}: not a safetensors file that can be read: {error}") from None
     if name is not None:

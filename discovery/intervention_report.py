@@ -104,6 +104,7 @@ def prompt_report(model: ComponentModel, transcoders: TranscoderSet | None, toke
                 model, transcoders, prompts, resolver, plan.directions, freeze=freeze, steps=plan.generate
             )[0]
     return {
+        "prompt": _decoded(model, tokens),
         "tokens": [{"id": token, "text": _decoded(model, [token])} for token in tokens],
         "nodes": _nodes(model, transcoders, plan, [untouched]),
         "next": _next_tokens(model, logits, plan.top),

@@ -92,6 +92,17 @@ def _patch(options: argparse.Namespace) -> None:
         print(f"wrote {path}")
 
 
+def _intervene(options: argparse.Namespace) -> None:
+    from pipelines.intervene import intervene
+    from pipelines.intervene_flags import request_of
+    from pipelines.intervene_summary import intervention_summary
+
+    content, written = intervene(build(flag_settings(options)), request_of(options))
+    print(intervention_summary(content))
+    for path in written:
+        print(f"wrote {path}")
+
+
 def _list(options: argparse.Namespace) -> None:
     from pipelines.listing import LISTINGS
     from pipelines.summary import table
@@ -114,6 +125,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "export": _export,
     "validate": _validate,
     "patch": _patch,
+    "intervene": _intervene,
     "list": _list,
 }
 """What each command runs."""

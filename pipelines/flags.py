@@ -82,8 +82,10 @@ SECTION_TITLES = {
 _DEST = "setting:"
 
 
-def add_flags(parser: argparse.ArgumentParser, sections: Iterable[str], leave_out: Iterable[str] = ()) -> None:
-    """Adds the flags of these sections (first parts of paths) but for those in `leave_out`, and `--set`."""
+def add_flags(
+    parser: argparse.ArgumentParser, sections: Iterable[str], leave_out: Iterable[str] = (), other: str = "--set"
+) -> None:
+    """Adds the flags of these sections (first parts of paths) but for those in `leave_out`, and `--set` (named `other`)."""
     wanted, unwanted, groups = set(sections), set(leave_out), {}
     for flag in FLAGS:
         if flag.path[0] not in wanted or flag.name in unwanted:
@@ -93,7 +95,12 @@ def add_flags(parser: argparse.ArgumentParser, sections: Iterable[str], leave_ou
         groups[title] = group
         _add(group, flag)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting, such as method.steps=5"
+        other,
+        dest="set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting, such as method.steps=5",
     )
 
 

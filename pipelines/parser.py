@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 
 from pipelines.flags import add_flags
+from pipelines.intervene_flags import EPILOG as _INTERVENE_EPILOG
+from pipelines.intervene_flags import add_intervene_flags
 
 LISTS = ("models", "tasks", "methods", "exporters", "metrics")
 MAPS = ("residual", "attention", "mlp", "heads")
@@ -18,6 +20,7 @@ _EPILOG = """examples:
   edgewise export runs/gt --format svg,graphml             draw the stored circuit again
   edgewise validate pairs.jsonl --model gpt2               do the prompts align, are the answers single tokens?
   edgewise patch --model gpt2 --task ioi --out runs/maps   activation patching as heat maps
+  edgewise intervene --task ioi --set "a1.h0=mean"         take a head away, with frozen and with live attention
 """
 
 
@@ -133,6 +136,11 @@ def _add_patch(commands: argparse._SubParsersAction, name: str) -> None:
     )
 
 
+def _add_intervene(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "change features, heads, MLPs or directions, and see what the model says then"
+    add_intervene_flags(_command(commands, name, text, _INTERVENE_EPILOG))
+
+
 def _add_list(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "list what can be named in settings")
     parser.add_argument("what", choices=LISTS)
@@ -144,5 +152,6 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "export": _add_export,
     "validate": _add_validate,
     "patch": _add_patch,
+    "intervene": _add_intervene,
     "list": _add_list,
 }
