@@ -169,10 +169,9 @@ def feature_layer(
     """
     transcoder, block = transcoders.by_layer[layer], blocks[layer]
     numbers = range(transcoder.features) if chosen is None else sorted(chosen)
-    if any(not 0 <= number < transcoder.features for number in numbers):
-        raise BadTranscoder(
-            f"{transcoders.name}: layer {layer} has {transcoder.features} features, not f{layer}.{numbers[-1]}"
-        )
+    for number in () if chosen is None else numbers:
+        if not 0 <= number < transcoder.features:
+            raise BadTranscoder(f"f{layer}.{number}: layer {layer}'s dictionary has {transcoder.features} features")
     device = next(block.mlp.parameters()).device
     rows = slice(None) if chosen is None else list(numbers)
     held = slice(None) if transcoder.activation.k is not None else rows

@@ -221,7 +221,10 @@ class FeatureRun(PatchedRun):
             )
             assert read is not None
             apart = (read.detach() - inputs.detach()).abs().amax(-1)
-            same.append(apart <= _SAME * torch.finfo(size.dtype).eps * size)
+            alike = apart <= _SAME * torch.finfo(size.dtype).eps * size
+            if layer.activation.kind == "batchtopk":  # the whole prompt decides
+                alike = (alike | ~self._real.to(alike.device)).all(-1, keepdim=True).expand_as(alike)
+            same.append(alike)
         if not same:
             return there
         agreed = torch.where(torch.stack(same, -1).to(there.device), fired, there)
