@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pipelines.flags import flag_settings
 from pipelines.parser import make_parser
@@ -103,6 +104,19 @@ def _intervene(options: argparse.Namespace) -> None:
         print(f"wrote {path}")
 
 
+def _check_transcoders(options: argparse.Namespace) -> None:
+    from pipelines.check_transcoders import as_json, check, check_summary, write_json
+
+    found, model = check(build(flag_settings(options)).model, options)
+    if options.json == "-":
+        print(as_json(found, model))
+        return
+    print(check_summary(found, model))
+    if options.json is not None:
+        write_json(as_json(found, model), Path(options.json))
+        print(f"wrote {options.json}")
+
+
 def _list(options: argparse.Namespace) -> None:
     from pipelines.listing import LISTINGS
     from pipelines.summary import table
@@ -126,6 +140,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "validate": _validate,
     "patch": _patch,
     "intervene": _intervene,
+    "check-transcoders": _check_transcoders,
     "list": _list,
 }
 """What each command runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from pipelines.check_flags import add_check_flags
 from pipelines.flags import add_flags
 from pipelines.intervene_flags import EPILOG as _INTERVENE_EPILOG
 from pipelines.intervene_flags import add_intervene_flags
@@ -141,6 +142,12 @@ def _add_intervene(commands: argparse._SubParsersAction, name: str) -> None:
     add_intervene_flags(_command(commands, name, text, _INTERVENE_EPILOG))
 
 
+def _add_check_transcoders(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "say how well transcoders or autoencoders fit a model, and what is wrong where they do not"
+    parser = _command(commands, name, text)
+    add_check_flags(parser)
+
+
 def _add_list(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "list what can be named in settings")
     parser.add_argument("what", choices=LISTS)
@@ -153,5 +160,6 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "validate": _add_validate,
     "patch": _add_patch,
     "intervene": _add_intervene,
+    "check-transcoders": _add_check_transcoders,
     "list": _add_list,
 }
