@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -67,11 +68,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from pipelines.discover import export_run
-    from pipelines.store import RunStore
+    from pipelines.store import GRAPH, RunStore
+    from pipelines.trace import export_traced
 
     store = RunStore(options.run)
     store.load()
-    for path in export_run(store, _names(options.formats, "--format")):
+    export = export_traced if store.path(GRAPH).exists() else export_run
+    for path in export(store, _names(options.formats, "--format")):
         if path.parent != store.directory:
             print(f"wrote {path}")
 
@@ -115,6 +118,18 @@ def _check_transcoders(options: argparse.Namespace) -> None:
     if options.json is not None:
         write_json(as_json(found, model), Path(options.json))
         print(f"wrote {options.json}")
+def _trace(options: argparse.Namespace) -> None:
+    from pipelines.summary import trace_summary
+    from pipelines.trace import TraceSettings, trace
+
+    config = build(flag_settings(options))
+    given = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(TraceSettings) if field.name != "model"
+    }
+    settings = TraceSettings(**{**given, "targets": tuple(options.targets)}, model=config.model)
+    store, graph = trace(settings, config.out, _names(options.formats, "--formats"), options.overwrite)
+    print(trace_summary(graph))
+    print(f"wrote {store.directory}")
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -141,6 +156,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "patch": _patch,
     "intervene": _intervene,
     "check-transcoders": _check_transcoders,
+    "trace": _trace,
     "list": _list,
 }
 """What each command runs."""

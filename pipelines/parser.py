@@ -22,6 +22,7 @@ _EPILOG = """examples:
   edgewise validate pairs.jsonl --model gpt2               do the prompts align, are the answers single tokens?
   edgewise patch --model gpt2 --task ioi --out runs/maps   activation patching as heat maps
   edgewise intervene --task ioi --set "a1.h0=mean"         take a head away, with frozen and with live attention
+  edgewise trace "The city of Lyon is in the country whose capital is"    features behind the next token
 """
 
 
@@ -146,6 +147,74 @@ def _add_check_transcoders(commands: argparse._SubParsersAction, name: str) -> N
     text = "say how well transcoders or autoencoders fit a model, and what is wrong where they do not"
     parser = _command(commands, name, text)
     add_check_flags(parser)
+def _add_trace(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "draw the attribution graph of one prompt: which features lead to the next token"
+    parser = _command(commands, name, text, _TRACE_EPILOG)
+    parser.add_argument("prompt", metavar="PROMPT", help="a text, or a JSON file of token ids")
+    add_flags(parser, ("model", "out"), leave_out=("--kv-heads",))
+    add_transcoders(parser)
+    group = parser.add_argument_group("graph")
+    group.add_argument(
+        "--targets", nargs="+", default=(), metavar="T", help="what to explain (default: the likely next tokens)"
+    )
+    group.add_argument(
+        "--keep",
+        type=float,
+        default=0.999,
+        metavar="P",
+        help="share of each row's absolute sum to store (default: 0.999)",
+    )
+    group.add_argument("--max-features", type=int, metavar="N", help="only the N most influential active features")
+    group.add_argument("--bias-nodes", action="store_true", help="add every constant as a node: rows then sum exactly")
+    group.add_argument(
+        "--fixed-prefix",
+        type=int,
+        default=1,
+        metavar="N",
+        help="first positions without features and errors (default: 1)",
+    )
+    group.add_argument(
+        "--bos", choices=("auto", "always", "never"), default="auto", help="start a text with a special token"
+    )
+    group = parser.add_argument_group("pruning")
+    group.add_argument(
+        "--node-threshold", type=float, default=0.8, metavar="P", help="share of the influence to keep (default: 0.8)"
+    )
+    group.add_argument(
+        "--edge-threshold",
+        type=float,
+        default=0.98,
+        metavar="P",
+        help="share of the edge scores to keep (default: 0.98)",
+    )
+    group = parser.add_argument_group("checks and pictures")
+    group.add_argument(
+        "--validate",
+        type=int,
+        default=20,
+        metavar="N",
+        help="check N features by interventions; 0 = none (default: 20)",
+    )
+    group.add_argument(
+        "--split-heads", action=argparse.BooleanOptionalAction, default=True, help="say which heads edges run through"
+    )
+    group.add_argument(
+        "--formats", default="svg,neuronpedia", metavar="F,...", help="pictures and files (default: svg,neuronpedia)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start anew in a directory that holds another run")
+
+
+_TRACE_EPILOG = """\
+targets: 'logit(" Paris")', 'logit(312)', 'logit(" Paris") - logit(" Rome")', or a feature such as f2.31@4
+files of token ids: {"tokens": [1, 393, 483], "targets": [577]}; nothing is put in front of them
+The run directory holds graph.json (pruned), nodes.json and adjacency.npz (everything), validation.json and exports/."""
+
+
+def add_transcoders(parser: argparse.ArgumentParser) -> None:
+    """Adds `--transcoders`."""
+    parser.add_argument(
+        "--transcoders", metavar="DIR", help="directory or hub name (default: those of the embedded model)"
+    )
 
 
 def _add_list(commands: argparse._SubParsersAction, name: str) -> None:
@@ -161,5 +230,6 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "patch": _add_patch,
     "intervene": _add_intervene,
     "check-transcoders": _add_check_transcoders,
+    "trace": _add_trace,
     "list": _add_list,
 }
