@@ -118,6 +118,8 @@ def _check_transcoders(options: argparse.Namespace) -> None:
     if options.json is not None:
         write_json(as_json(found, model), Path(options.json))
         print(f"wrote {options.json}")
+
+
 def _trace(options: argparse.Namespace) -> None:
     from pipelines.summary import trace_summary
     from pipelines.trace import TraceSettings, trace

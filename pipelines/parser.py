@@ -9,6 +9,8 @@ from pipelines.check_flags import add_check_flags
 from pipelines.flags import add_flags
 from pipelines.intervene_flags import EPILOG as _INTERVENE_EPILOG
 from pipelines.intervene_flags import add_intervene_flags
+from pipelines.trace_flags import EPILOG as _TRACE_EPILOG
+from pipelines.trace_flags import add_trace_flags
 
 LISTS = ("models", "tasks", "methods", "exporters", "metrics")
 MAPS = ("residual", "attention", "mlp", "heads")
@@ -147,74 +149,11 @@ def _add_check_transcoders(commands: argparse._SubParsersAction, name: str) -> N
     text = "say how well transcoders or autoencoders fit a model, and what is wrong where they do not"
     parser = _command(commands, name, text)
     add_check_flags(parser)
+
+
 def _add_trace(commands: argparse._SubParsersAction, name: str) -> None:
     text = "draw the attribution graph of one prompt: which features lead to the next token"
-    parser = _command(commands, name, text, _TRACE_EPILOG)
-    parser.add_argument("prompt", metavar="PROMPT", help="a text, or a JSON file of token ids")
-    add_flags(parser, ("model", "out"), leave_out=("--kv-heads",))
-    add_transcoders(parser)
-    group = parser.add_argument_group("graph")
-    group.add_argument(
-        "--targets", nargs="+", default=(), metavar="T", help="what to explain (default: the likely next tokens)"
-    )
-    group.add_argument(
-        "--keep",
-        type=float,
-        default=0.999,
-        metavar="P",
-        help="share of each row's absolute sum to store (default: 0.999)",
-    )
-    group.add_argument("--max-features", type=int, metavar="N", help="only the N most influential active features")
-    group.add_argument("--bias-nodes", action="store_true", help="add every constant as a node: rows then sum exactly")
-    group.add_argument(
-        "--fixed-prefix",
-        type=int,
-        default=1,
-        metavar="N",
-        help="first positions without features and errors (default: 1)",
-    )
-    group.add_argument(
-        "--bos", choices=("auto", "always", "never"), default="auto", help="start a text with a special token"
-    )
-    group = parser.add_argument_group("pruning")
-    group.add_argument(
-        "--node-threshold", type=float, default=0.8, metavar="P", help="share of the influence to keep (default: 0.8)"
-    )
-    group.add_argument(
-        "--edge-threshold",
-        type=float,
-        default=0.98,
-        metavar="P",
-        help="share of the edge scores to keep (default: 0.98)",
-    )
-    group = parser.add_argument_group("checks and pictures")
-    group.add_argument(
-        "--validate",
-        type=int,
-        default=20,
-        metavar="N",
-        help="check N features by interventions; 0 = none (default: 20)",
-    )
-    group.add_argument(
-        "--split-heads", action=argparse.BooleanOptionalAction, default=True, help="say which heads edges run through"
-    )
-    group.add_argument(
-        "--formats", default="svg,neuronpedia", metavar="F,...", help="pictures and files (default: svg,neuronpedia)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start anew in a directory that holds another run")
-
-
-_TRACE_EPILOG = """\
-targets: 'logit(" Paris")', 'logit(312)', 'logit(" Paris") - logit(" Rome")', or a feature such as f2.31@4
-files of token ids: {"tokens": [1, 393, 483], "targets": [577]}; nothing is put in front of them
-The run directory holds graph.json (pruned), nodes.json and adjacency.npz (everything), validation.json and exports/."""
-
-
-def add_transcoders(parser: argparse.ArgumentParser) -> None:
-    """Adds `--transcoders`."""
-    parser.add_argument(
-        "--transcoders", metavar="DIR", help="directory or hub name (default: those of the embedded model)"
-    )
+    add_trace_flags(_command(commands, name, text, _TRACE_EPILOG))
 
 
 def _add_list(commands: argparse._SubParsersAction, name: str) -> None:

@@ -185,7 +185,6 @@ class _Tracer:
 
     def _targets(self) -> tuple[Target, ...]:
         from discovery.single_prompt import read_token_file
-
         from discovery.targets import likely_targets, parse_targets
 
         texts = self.settings.targets
