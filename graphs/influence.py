@@ -35,8 +35,8 @@ class Influence:
     """Share of each row that is stored; 0 for nodes without inputs."""
 
 
-class _Entries(NamedTuple):
-    """Stored entries of some rows."""
+class Entries(NamedTuple):
+    """Stored entries of some rows: places of targets and sources, and weights."""
 
     rows: np.ndarray
     columns: np.ndarray
@@ -52,7 +52,7 @@ def measure(graph: AttributionGraph) -> Influence:
     start, absolute = _start(graph), np.maximum(graph.absolute, _SMALLEST)
     flows, is_error = ~np.isin(graph.kinds, CONSTANTS), graph.kinds == "error"
     total, from_errors, stored = np.zeros(count), np.zeros(count), np.zeros(count)
-    for rows, columns, weights in _blocks(graph, flows):
+    for rows, columns, weights in blocks(graph, flows):
         shares = np.abs(weights, dtype=np.float64) / absolute[rows]
         total += np.bincount(columns, shares * (start[rows] + total[rows]), minlength=count)
         stored += np.bincount(rows, shares, minlength=count)
@@ -76,8 +76,8 @@ def graph_scores(graph: AttributionGraph, influence: Influence) -> GraphScores:
 
 def prune(
     graph: AttributionGraph,
-    node_threshold: float = 0.8,
-    edge_threshold: float = 0.98,
+    node_threshold: float | int = 0.8,
+    edge_threshold: float | int = 0.98,
     influence: Influence | None = None,
 ) -> PrunedGraph:
     """The most influential nodes that hold `node_threshold` of the influence, with tokens and targets, and of the edges
@@ -98,7 +98,7 @@ def prune(
     alive = _alive(graph, kept, edges, stays)
     chosen = alive[edges.rows] & alive[edges.columns]
     return _pruned(
-        graph, influence, alive, _Entries(*(part[chosen] for part in edges)), scores[chosen],
+        graph, influence, alive, Entries(*(part[chosen] for part in edges)), scores[chosen],
         (float(node_threshold), float(edge_threshold)),
     )  # fmt: skip
 
@@ -107,7 +107,7 @@ def _pruned(
     graph: AttributionGraph,
     influence: Influence,
     alive: Bool[np.ndarray, " node"],
-    edges: _Entries,
+    edges: Entries,
     scores: Float[np.ndarray, " edge"],
     thresholds: tuple[float, float],
 ) -> PrunedGraph:
@@ -162,7 +162,7 @@ def _depth(node: NodeId) -> int:
     return 2 * node.layer + (node.kind == "feature")
 
 
-def _blocks(graph: AttributionGraph, kept: Bool[np.ndarray, " node"]) -> Iterator[_Entries]:
+def blocks(graph: AttributionGraph, kept: Bool[np.ndarray, " node"]) -> Iterator[Entries]:
     """The entries between kept nodes: rows of one depth at a time, the deepest first, so many as `_ENTRIES` allows."""
     depth = np.fromiter(map(_depth, graph.nodes), dtype=np.int64, count=len(graph.nodes))
     indptr = graph.weights.indptr
@@ -182,7 +182,7 @@ def _blocks(graph: AttributionGraph, kept: Bool[np.ndarray, " node"]) -> Iterato
 
 def _entries(
     graph: AttributionGraph, start: int, stop: int, depth: Int[np.ndarray, " node"], kept: Bool[np.ndarray, " node"]
-) -> _Entries:
+) -> Entries:
     """The entries of rows start .. stop, which lie at one depth, between kept nodes."""
     indptr = graph.weights.indptr
     low, high = int(indptr[start]), int(indptr[stop])
@@ -193,40 +193,40 @@ def _entries(
         edge = EdgeId(graph.nodes[columns[late][0]], graph.nodes[rows[late][0]])
         raise ValueError(f"{edge}: the source does not lie before the target")
     chosen = kept[rows] & kept[columns]
-    return _Entries(rows[chosen], columns[chosen], weights[chosen])
+    return Entries(rows[chosen], columns[chosen], weights[chosen])
 
 
 def _kept_edges(
-    graph: AttributionGraph, kept: Bool[np.ndarray, " node"], threshold: float
-) -> tuple[_Entries, Float[np.ndarray, " edge"]]:
+    graph: AttributionGraph, kept: Bool[np.ndarray, " node"], threshold: float | int
+) -> tuple[Entries, Float[np.ndarray, " edge"]]:
     """The strongest edges between kept nodes, with their scores: share of the target's inputs times its reach."""
     count, start = len(kept), _start(graph)
     sums, total = np.zeros(count), np.zeros(count)
-    for rows, columns, weights in _blocks(graph, kept):
+    for rows, columns, weights in blocks(graph, kept):
         sizes = np.abs(weights, dtype=np.float64)
         sums += np.bincount(rows, sizes, minlength=count)  # a row never spans two blocks
         shares = sizes / np.maximum(sums[rows], _SMALLEST)
         total += np.bincount(columns, shares * (start[rows] + total[rows]), minlength=count)
     factor = (start + total) / np.maximum(sums, _SMALLEST)
 
-    def scored() -> Iterator[tuple[_Entries, np.ndarray]]:
-        for block in _blocks(graph, kept):
+    def scored() -> Iterator[tuple[Entries, np.ndarray]]:
+        for block in blocks(graph, kept):
             yield block, np.abs(block.weights, dtype=np.float64) * factor[block.rows]
 
     least = _cut(lambda: (scores for _, scores in scored()), threshold)
-    found: list[_Entries] = []
+    found: list[Entries] = []
     found_scores: list[np.ndarray] = []
     for block, scores in scored():
         strong = scores >= least
-        found.append(_Entries(*(part[strong] for part in block)))
+        found.append(Entries(*(part[strong] for part in block)))
         found_scores.append(scores[strong])
     if not found:
         empty = np.zeros(0, dtype=np.int64)
-        return _Entries(empty, empty, np.zeros(0, dtype=np.float32)), np.zeros(0)
-    return _Entries(*(np.concatenate(parts) for parts in zip(*found))), np.concatenate(found_scores)
+        return Entries(empty, empty, np.zeros(0, dtype=np.float32)), np.zeros(0)
+    return Entries(*(np.concatenate(parts) for parts in zip(*found))), np.concatenate(found_scores)
 
 
-def _cut(scores: Callable[[], Iterable[Float[np.ndarray, " n"]]], share: float) -> float:
+def _cut(scores: Callable[[], Iterable[Float[np.ndarray, " n"]]], share: float | int) -> float:
     """The least score that is kept: the largest ones whose sum is `share` of all, and their equals. Always positive.
 
     scores: gives all scores, in pieces, each time it is called. They are counted by their leading bits first, so that
@@ -255,7 +255,7 @@ def _leading_bits(scores: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 
 def _alive(
-    graph: AttributionGraph, kept: Bool[np.ndarray, " node"], edges: _Entries, stays: Bool[np.ndarray, " node"]
+    graph: AttributionGraph, kept: Bool[np.ndarray, " node"], edges: Entries, stays: Bool[np.ndarray, " node"]
 ) -> Bool[np.ndarray, " node"]:
     """Kept nodes without dead ends: features and errors have an edge that leaves them, features one that enters."""
     needs_inputs = np.isin(graph.kinds, ("feature", "head")) & ~stays

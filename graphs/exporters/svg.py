@@ -87,20 +87,26 @@ def stroke(score: float | None, largest: float) -> tuple[str, float, str]:
 
 
 def _edge(route: Route, score: float | None, largest: float) -> str:
-    """A curve with a white rim, an arrow head and a tooltip."""
+    """An edge with its name and score as tooltip."""
+    text = str(route.edge) if score is None else f"{route.edge}  {score:+.4g}"
+    return draw_route(route, score, largest, text)
+
+
+def draw_route(route: Route, score: float | None, largest: float, tip: str, presence: float = 1.0) -> str:
+    """A curve with a white rim, an arrow head and a tooltip. presence: 0 .. 1, times its opacity."""
     colour, width, dash = stroke(score, largest)
     half, length = 2.0 + 0.7 * width, 4.5 + 1.5 * width
     x, y = route.points[-1]
     path = smooth_path([*route.points[:-1], (x, y + length * 0.8)])
-    text = str(route.edge) if score is None else f"{route.edge}  {score:+.4g}"
     head = f"M{x:.1f} {y:.1f}l{-half:.1f} {length:.1f}h{2 * half:.1f}z"
-    opacity = 1.0 if score is None else 0.65 + 0.35 * min(1.0, (width - _THIN) / 1.5)
+    opacity = presence * (1.0 if score is None else 0.65 + 0.35 * min(1.0, (width - _THIN) / 1.5))
     line = f'<path d="{path}" fill="none" stroke='
+    faint = f' fill-opacity="{presence:.2f}"' if presence < 1 else ""
     return (
-        f"<g>{svg_title(text)}"
+        f"<g>{svg_title(tip)}"
         f'{line}"#ffffff" stroke-width="{width + 1.6:.1f}" stroke-opacity="0.8"/>'
         f'{line}"{colour}" stroke-width="{width:.2f}" stroke-opacity="{opacity:.2f}"{dash}/>'
-        f'<path d="{head}" fill="{colour}"/></g>'
+        f'<path d="{head}" fill="{colour}"{faint}/></g>'
     )
 
 
