@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ from discovery.architecture import Architecture
 from discovery.architectures import architecture_of
 from discovery.baseline import Baseline, constant_baseline, differences, recorded_baseline
 from discovery.batch import Batch
+from discovery.batch_state import BatchState, shared_columns, sum_rows
 from discovery.blocks import Block, Norm, find_blocks
 from discovery.contraction import SlotGradients, contract
 from discovery.feature_layer import NO_FEATURES, FeatureLayers
@@ -30,24 +30,6 @@ KvHeads = Literal["native", "query"]
 # processor idle, and the pass's activations must fit.
 _TOKENS_PER_PASS = 1024
 _TOKENS_PER_PASS_ON_ACCELERATOR = 8192
-
-
-@dataclass(eq=False)
-class _BatchState:
-    """What has been computed for the batch at hand; several methods and many masks look at the same batch in turn."""
-
-    key: Batch
-    """The batch as the caller holds it."""
-    batch: Batch
-    """The same on the model's device."""
-    ablation: Ablation
-    start: int
-    """Columns before this one are alike in clean and corrupt, and in the cache."""
-    clean_sequences: Sequences
-    corrupt_sequences: Sequences
-    baseline: Baseline | None = None
-    recorded: Recorded | None = None
-    full_logits: Tensor | None = None
 
 
 class ComponentModel:
@@ -76,6 +58,7 @@ class ComponentModel:
         self.name = name or hf.config._name_or_path
         self.arch: Architecture = architecture_of(hf.config)
         self.blocks: tuple[Block, ...] = find_blocks(hf, self.arch, kv_heads == "query")
+        self.kv_heads: KvHeads = kv_heads
         self.share_prefix = share_prefix
         first = self.blocks[0]
         self.topology: Topology = transformer_topology(
@@ -83,7 +66,7 @@ class ComponentModel:
         )
         self.features: FeatureLayers = NO_FEATURES
         self.final_norm = Norm(hf.get_submodule(self.arch.final_norm), self.arch.norm)
-        self._state: _BatchState | None = None
+        self._state: BatchState | None = None
 
     @property
     def config(self):
@@ -132,7 +115,7 @@ class ComponentModel:
         with torch.no_grad():
             change = differences(self.blocks, clean, baseline, self.dtype, self.features)
             rows = contract(self.blocks, change, gradients, self.features)
-        return self._shown(_sum_rows(rows, batch)).cpu()
+        return self._shown(sum_rows(rows, batch)).cpu()
 
     def differentiate(
         self,
@@ -142,7 +125,7 @@ class ComponentModel:
         ablation: Ablation,
         take: Callable[[Activations, Tensor, int], None],
     ) -> tuple[Activations, Baseline]:
-        """Runs the model at every point; gives the recorded clean pass and the ablated values.
+        """Runs the model at every point; gives the recorded clean pass and the ablated values of the graph's nodes.
 
         take: called with each recorded pass, the weighted sum over its pairs and points of the metric, to be
         differentiated, and how many points' rows stand in the pass one after the other.
@@ -234,18 +217,18 @@ class ComponentModel:
         )
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def _prepare(self, batch: Batch, ablation: Ablation) -> _BatchState:
+    def _prepare(self, batch: Batch, ablation: Ablation) -> BatchState:
         state = self._state
         if state is not None and state.key is batch and state.ablation == ablation:
             return state
         moved = batch.to(self.device)
-        start = _shared_columns(moved) if self.share_prefix and ablation.kind == "counterfactual" else 0
+        start = shared_columns(moved) if self.share_prefix and ablation.kind == "counterfactual" else 0
         cache = self._prefix_cache(moved, start) if start else None
 
         def suffix(tokens: Tensor) -> Sequences:
             return Sequences(tokens[:, start:], moved.mask, moved.positions[:, start:], cache)
 
-        self._state = _BatchState(batch, moved, ablation, start, suffix(moved.clean), suffix(moved.corrupt))
+        self._state = BatchState(batch, moved, ablation, start, suffix(moved.clean), suffix(moved.corrupt))
         return self._state
 
     def _prefix_cache(self, batch: Batch, start: int) -> DynamicCache:
@@ -265,11 +248,11 @@ class ComponentModel:
         return record_pass(self.hf, self.arch, self.blocks, sequences)
 
     @staticmethod
-    def _is_corrupt_run(state: _BatchState, point: Point) -> bool:
+    def _is_corrupt_run(state: BatchState, point: Point) -> bool:
         """Whether a point is the model's own run on the corrupt prompts."""
         return point.alpha == 0 and state.ablation.kind == "counterfactual"
 
-    def _groups(self, state: _BatchState, points: Sequence[Point]) -> list[list[Point]]:
+    def _groups(self, state: BatchState, points: Sequence[Point]) -> list[list[Point]]:
         """Points that share a pass. The ends come first and alone: their passes also record the source values."""
         ends = [point for point in points if point.alpha == 1 or self._is_corrupt_run(state, point)]
         between = [point for point in points if point not in ends]
@@ -279,7 +262,7 @@ class ComponentModel:
         ends.sort(key=lambda point: point.alpha)
         return [[point] for point in ends] + [between[i : i + size] for i in range(0, len(between), size)]
 
-    def _gradient_pass(self, state: _BatchState, group: Sequence[Point], clean: Activations | None) -> Activations:
+    def _gradient_pass(self, state: BatchState, group: Sequence[Point], clean: Activations | None) -> Activations:
         """A recorded pass with gradients; the rows of a group's points stand one after the other."""
         entry, sequences = None, state.clean_sequences
         rows, columns = state.batch.read_row, state.batch.read_column - state.start
@@ -295,7 +278,7 @@ class ComponentModel:
         reads = (rows, columns)
         return record_pass(self.hf, self.arch, self.blocks, sequences, gradients=True, entry=entry, reads=reads)
 
-    def _baseline(self, state: _BatchState) -> Baseline:
+    def _baseline(self, state: BatchState) -> Baseline:
         if state.baseline is None:
             if state.ablation.kind == "counterfactual":
                 state.baseline = recorded_baseline(
@@ -310,7 +293,7 @@ class ComponentModel:
                 )
         return state.baseline
 
-    def _recorded(self, state: _BatchState) -> Recorded:
+    def _recorded(self, state: BatchState) -> Recorded:
         if state.recorded is None:
             with torch.no_grad():
                 baseline = self._baseline(state)
@@ -324,20 +307,3 @@ class ComponentModel:
                     read_columns=state.batch.read_column - state.start,
                 )
         return state.recorded
-
-
-def _shared_columns(batch: Batch) -> int:
-    """Columns, from the left, in which clean and corrupt agree in every row, short of the first read."""
-    differs = (batch.clean != batch.corrupt).any(0).nonzero()
-    first = int(differs[0]) if len(differs) else batch.clean.shape[1]
-    first = min(first, int(batch.read_column.min()))
-    # A pass of its own for a few columns costs more than it saves.
-    return first if first >= max(4, batch.clean.shape[1] // 8) else 0
-
-
-def _sum_rows(rows: Float[Tensor, "row src dst"], batch: Batch) -> Float[Tensor, "pair src dst"]:
-    """Sum the rows of each pair (several where an answer has several tokens)."""
-    if rows.shape[0] == len(batch):
-        return rows
-    pairs = rows.new_zeros((len(batch), *rows.shape[1:]))
-    return pairs.index_add_(0, batch.row_pair.to(rows.device), rows)

@@ -18,6 +18,7 @@ from discovery.statistics import faithfulness, faithfulness_interval, rounding_n
 from discovery.workload import Workload
 from graphs.circuit import Circuit
 from graphs.compare import Truth, edge_auroc
+from graphs.error_share import error_share
 from graphs.prune import (
     SIZES,
     By,
@@ -220,6 +221,7 @@ def _points(
             high=_number(high, i),
             completeness=_number(completeness, i),
             random=_number(random, i),
+            error_share=error_share(circuit),
         )
         for i, (size, circuit) in enumerate(zip(sizes, circuits))
     )

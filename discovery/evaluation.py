@@ -29,6 +29,13 @@ class Evaluation:
     """The same ratio for the complement (every other edge); 0 = nothing is left. None when it was not computed."""
     random: float | None = None
     """Mean faithfulness of random circuits with as many selected edges; None when none were run."""
+    error_share: float | None = None
+    """Share of the circuit's |score| on edges of error nodes; None where the graph has no error nodes."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain data, the share of error nodes only where there are some."""
+        fields = asdict(self)
+        return fields if self.error_share is not None else {k: v for k, v in fields.items() if k != "error_share"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Curve:
     def to_json(self) -> dict[str, Any]:
         """The content of `evaluation.json`; `from_json` reads it back."""
         return {
-            "curve": [asdict(point) for point in self.points],
+            "curve": [point.to_json() for point in self.points],
             "cmd": self.cmd,
             "cpr": self.cpr,
             "cmd_log": self.cmd_log,

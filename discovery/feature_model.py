@@ -46,7 +46,7 @@ class FeatureModel(ComponentModel):
         super().__init__(
             model.hf,
             model.tokenizer,
-            kv_heads="query" if any(block.ungrouped for block in model.blocks) else "native",
+            kv_heads=model.kv_heads,
             name=model.name,
             # A batchtopk feature competes with all positions of its prompt: none of them may be left out.
             share_prefix=model.share_prefix and not batchtopk,

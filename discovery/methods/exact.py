@@ -41,12 +41,23 @@ def score(
     model: PatchableModel, workload: Workload, options: Options | None = None, on_batch: OnBatch | None = None
 ) -> EdgeScores:
     """m(full) - m(edge dropped) for every possible edge, mean over pairs. Works with every metric and ablation."""
+    return edge_effects(model, workload, model.topology.possible, options, on_batch)
+
+
+def edge_effects(
+    model: PatchableModel,
+    workload: Workload,
+    wanted: Bool[np.ndarray, "src dst"],
+    options: Options | None = None,
+    on_batch: OnBatch | None = None,
+) -> EdgeScores:
+    """The same for some edges alone; the others score 0."""
     options = options or Options()
     moments = PairMoments(model.topology)
-    total = model.topology.edge_count * len(workload.batches)
+    total = int(wanted.sum()) * len(workload.batches)
     with tqdm(total=total, desc="exact", unit="edge", delay=1, leave=False) as bar:
         for number, batch in enumerate(workload.batches):
-            scores = _batch_scores(model, workload, batch, options, bar)
+            scores = _batch_scores(model, workload, batch, wanted, options, bar)
             moments.add(scores)
             if on_batch is not None:
                 on_batch(number, scores)
@@ -54,7 +65,12 @@ def score(
 
 
 def _batch_scores(
-    model: PatchableModel, workload: Workload, batch: Batch, options: Options, bar: tqdm
+    model: PatchableModel,
+    workload: Workload,
+    batch: Batch,
+    wanted: Bool[np.ndarray, "src dst"],
+    options: Options,
+    bar: tqdm,
 ) -> Float[Tensor, "pair src dst"]:
     topology, metric = model.topology, workload.metric
     full, logits = full_metric(model, batch, metric)
@@ -62,7 +78,7 @@ def _batch_scores(
     if size == "auto":
         size = auto_masks_per_run(batch, logits, _VECTORS_PER_TOKEN)
     scores = torch.zeros(len(batch), *topology.possible.shape)
-    for rows, columns in edge_groups(topology, size):
+    for rows, columns in edge_groups(topology, size, wanted):
         keep = all_but_one(topology, rows, columns)
         dropped = patched_metric(model, batch, metric, keep, workload.ablation, logits, size)
         scores[:, rows, columns] = (full - dropped).T.float()
@@ -70,12 +86,15 @@ def _batch_scores(
     return scores
 
 
-def edge_groups(topology: Topology, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and columns of all possible edges, at most `size` at a time, ordered by where they end.
+def edge_groups(
+    topology: Topology, size: int, wanted: Bool[np.ndarray, "src dst"] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and columns of all possible edges (or of the wanted ones), at most `size` at a time, ordered by where they end.
 
     A group ends in one layer's attention, one MLP or the logits, so that its runs restart as late as they can.
     """
-    columns, rows = np.nonzero(topology.possible.T)  # by column, that is by the order in which the slots read
+    edges = topology.possible if wanted is None else topology.possible & wanted
+    columns, rows = np.nonzero(edges.T)  # by column, that is by the order in which the slots read
 
     def place(edge: int) -> tuple[int | None, str]:
         node = topology.targets[columns[edge]].node
