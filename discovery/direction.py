@@ -42,7 +42,7 @@ def difference_of_means(
 
 def direction_bytes(directions: Float[Tensor, "stream d_model"]) -> bytes:
     """A safetensors file with one vector for each residual stream, r0 (the embedding) up to the one before the final norm."""
-    return save({f"r{stream}": vector.contiguous().cpu() for stream, vector in enumerate(directions)})
+    return save({f"r{stream}": vector.cpu().clone() for stream, vector in enumerate(directions)})
 
 
 def read_directions(file: str | Path | bytes, name: str | None = None) -> dict[int | None, Float[Tensor, " d_model"]]:
