@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import RunConfig
 from pipelines.discover import settings_of
-from pipelines.fingerprint import edgewise_version, hash_file, hash_settings, versions
-from pipelines.inputs import Inputs, load, model_title, read_task
+from pipelines.fingerprint import edgewise_version, hash_file, hash_model_directory, hash_settings, versions
+from pipelines.inputs import Inputs, load, model_place, model_title, read_task
 from pipelines.intervene_flags import FREEZES, Request
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
+from pipelines.transcoders import hash_transcoders, transcoders_place
 
 if TYPE_CHECKING:
     from discovery.component_model import ComponentModel
@@ -51,22 +52,43 @@ def intervene(config: RunConfig, request: Request) -> tuple[dict[str, Any], list
         found = _report(config, request, plan, model, transcoders, inputs)
     if made is not None:
         written.append(store.write_bytes(DIRECTION, made))
-    record = {
+    content = found | _record(config, request, model, transcoders, inputs, clock)
+    written.append(store.write_json(RESULT, content))
+    return content, written
+
+
+def _record(
+    config: RunConfig,
+    request: Request,
+    model: ComponentModel,
+    transcoders: TranscoderSet | None,
+    inputs: Inputs | None,
+    clock: Clock,
+) -> dict[str, Any]:
+    """What the numbers came from."""
+    place = Path(model_place(config.model))
+    if inputs is not None:
+        hashes = inputs.hashes()
+    elif place.is_dir():
+        hashes = {"model": hash_model_directory(place)}
+    else:
+        hashes = {"model": {"commit": getattr(model.config, "_commit_hash", None)}}
+    return {
         "edgewise": edgewise_version(),
         "model": model_title(config.model),
         "transcoders": None if transcoders is None else transcoders.name,
         "task": None if inputs is None else inputs.task.name,
         "request": dataclasses.asdict(request),
         "settings": settings_of(config),
-        "inputs": {} if inputs is None else inputs.hashes(),
-        "files": {name: hash_file(Path(name)) for name in (request.direction, *(request.difference or ())) if name},
+        "inputs": {
+            **hashes,
+            "transcoders": None if transcoders is None else hash_transcoders(Path(transcoders.name)),
+            **{name: hash_file(Path(name)) for name in (request.direction, *(request.difference or ())) if name},
+        },
         "versions": versions(),
         "seconds": {step: round(seconds, 4) for step, seconds in clock.seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    content = found | record
-    written.append(store.write_json(RESULT, content))
-    return content, written
 
 
 def _check(request: Request) -> None:
@@ -94,28 +116,20 @@ def _default_directory(config: RunConfig, request: Request) -> Path:
 def _transcoders(
     config: RunConfig, request: Request, interventions: tuple[Intervention, ...], model: ComponentModel
 ) -> TranscoderSet | None:
-    """The dictionaries, where an intervention needs them."""
-    needed = any(place.kind in ("feature", "error") for one in interventions for place in one.places)
-    place = request.transcoders
-    if place is None and needed and config.model.name is None:
-        place = _own_transcoders()
-    if place is None:
-        if needed:
-            raise ConfigError("features and error nodes need --transcoders")
+    """The dictionaries that interventions need, on the model's device; None where they need none."""
+    from discovery.transcoder_source import load_transcoders, place_transcoders
+
+    places = [place for one in interventions for place in one.places if place.kind in ("feature", "error")]
+    if not places:
         return None
-    from discovery.transcoder_source import load_transcoders
-
-    return load_transcoders(place, device=model.device)
-
-
-def _own_transcoders() -> str:
-    """The embedded model's."""
-    from discovery import demo
-
-    found = getattr(demo, "transcoder_directory", None)
-    if found is None:
-        raise ConfigError("the embedded model has no transcoders of its own: give --transcoders")
-    return str(found())
+    whole = load_transcoders(transcoders_place(request.transcoders, config.model))
+    layers = {place.layer for place in places if place.kind == "feature"}
+    for place in places:
+        if place.kind == "error":  # what all that write there rebuild
+            layers |= {transcoder.layer for transcoder in whole.writers_of(place.layer)}
+    chosen = tuple(transcoder for transcoder in whole if transcoder.layer in layers)
+    # Where none is left, the engine says which layer has none.
+    return place_transcoders(dataclasses.replace(whole, transcoders=chosen or whole.transcoders), model.device)
 
 
 def _plan(
