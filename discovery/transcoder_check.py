@@ -23,8 +23,7 @@ from discovery.transcoder_diagnosis import diagnose
 from discovery.transcoder_splice import Rebuild, Splice, constant_output, dictionary_output, next_token_loss
 
 CheckAblation = Literal["mean", "zero"]
-BAD_FVU = 0.9
-"""From here on a dictionary explains next to nothing, and the reason is looked for."""
+_DOUBTFUL_FVU = 0.3  # from here on something else is tried, though it is only named if it is much better
 _PASS_TOKENS = 2048
 _PASS_LOGITS = 2**27  # numbers in the logits of one pass
 _DIAGNOSIS_TOKENS = 512
@@ -117,7 +116,7 @@ def check_transcoders(
         whole = TranscoderCheck(
             transcoders.name, transcoders.reads, transcoders.writes, sums.tokens, tuple(layers), ablation
         )
-        bad = [one.layer for one in layers if not one.fvu <= BAD_FVU]
+        bad = [one.layer for one in layers if not one.fvu <= _DOUBTFUL_FVU]
         if bad:
             reasons = _diagnosed(model, blocks, transcoders, windows, bad)
             layers = [dataclasses.replace(one, diagnosis=reasons.get(one.layer)) for one in layers]
@@ -235,7 +234,7 @@ def _diagnosed(
     transcoders: TranscoderSet,
     windows: Sequence[Window],
     layers: Sequence[int],
-) -> dict[int, str]:
+) -> dict[int, str | None]:
     some, tokens = [], 0
     for window in windows:
         some.append(window)

@@ -19,8 +19,10 @@ from discovery.transcoder import SITES, Site, Transcoder, TranscoderSet
 _READS: tuple[Site, ...] = ("mlp-in", "mlp-norm", "residual-mid", "residual-in")
 _WRITES: tuple[Site, ...] = ("mlp-out", "mlp-raw", "residual-out")
 _SHIFTS = (1, -1, 2, -2)
+BAD_FVU = 0.9
+"""From here on a dictionary explains next to nothing, which is said even if no reason is found."""
 _MUCH_BETTER = 0.7
-"""Share of the FVU below which another reading is believed, if it explains something at all (below 0.9)."""
+"""Share of the FVU below which another reading is believed, if it explains something at all."""
 
 WHY_READ: dict[Site, str] = {
     "mlp-in": "the encoder expects the normed input",
@@ -99,8 +101,10 @@ def diagnose(
     transcoders: TranscoderSet,
     layer: int,
     dtype: torch.dtype,
-) -> str:
+) -> str | None:
     """One line on a layer that is badly rebuilt: the best other way to take its dictionary, or that there is none.
+
+    None where nothing is much better and the dictionary explains something as it is.
 
     seen: a recorded pass; free: its tokens that count. Single differences are tried first, then pairs of them.
     """
@@ -113,8 +117,10 @@ def diagnose(
             value = trial.fvu(alternative)
             if value is not None and value < fvu * 0.999:  # the simplest of equals, which comes first
                 best, fvu = alternative, value
-        if best is not None and fvu < min(0.9, _MUCH_BETTER * (float("inf") if nominal is None else nominal)):
+        if best is not None and fvu < min(BAD_FVU, _MUCH_BETTER * (float("inf") if nominal is None else nominal)):
             return f"{start}; {_what(transcoders, layer, best)} gives {_number(fvu)}: {_why(transcoders, best)}"
+        if nominal is not None and nominal <= BAD_FVU:
+            return None
     if best is None:
         return f"{start}; nothing else fits its shape"
     tried = f"the best other is {_what(transcoders, layer, best)} with {_number(fvu)}"
