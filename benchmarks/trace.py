@@ -1,14 +1,14 @@
 """How fast one prompt's attribution graph is, beside circuit-tracer on the same work.
 
-    python benchmarks/trace.py [--shape llamagqa] [--repeats 5] [--peer-python PATH] [--tokens N] [--features N]
+    python benchmarks/trace.py [--repeats 5] [--peer-python PATH] | --long [--tokens N] [--features N]
 
-A random (seeded) Llama of 8 layers (d_model 256, 8 heads over 2 key/value heads, vocabulary 32,000), a prompt of 16 tokens, ReLU
-transcoders 8 times as wide, of which about 2,200 features are active. From loaded model and transcoders to the
-whole graph, every entry stored (keep 1), best of the repeats. circuit-tracer pins older libraries: PATH is the Python of an
-environment with `pip install circuit-tracer`; both then compute the same work in turn and the adjacencies are compared.
-Without it the published figure of the same work on two cores (1.10 s, 0.21 GB) stands in its place.
+A random (seeded) Llama of 8 layers (d_model 256, 8 heads over 2 key/value heads, vocabulary 32,000), a prompt of 16 tokens,
+ReLU transcoders 8 times as wide, of which about 2,200 features are active. From loaded model and transcoders to the whole
+graph, every entry stored (keep 1), best of the repeats. circuit-tracer pins older libraries: PATH is the Python of an
+environment with `pip install circuit-tracer`; both then compute the same work and the adjacencies are compared. Without it
+the published figure of the same work on two cores (1.10 s, 0.21 GB) stands in its place.
 
---long traces a prompt of 2,000 tokens with 50,000 active features and says how much memory the whole process took.
+--long traces a prompt of --tokens (2,000) with --features (50,000) active and says how much memory the process took.
 """
 
 from __future__ import annotations
