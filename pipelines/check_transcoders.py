@@ -35,12 +35,13 @@ def check(model_config: ModelConfig, options: argparse.Namespace) -> tuple[Trans
     for name, least in (("tokens", 2), ("context", 3)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name} must be at least {least}, not {getattr(options, name)}")
+    layers = _layers(options.layers)
     documents = _documents(model_config, options)
     model = load(model_config)
     transcoders = load_transcoders(
         options.transcoders,
         device=model.device,
-        layers=_layers(options.layers),
+        layers=layers,
         variant=options.variant,
         l0=options.l0,
         reads=options.reads,
