@@ -74,6 +74,6 @@ class CircuitView:
         return " · ".join(self.numbers)
 
 
-def percent(part: int, whole: int) -> str:
+def percent(part: int | float, whole: int) -> str:
     """A share in per cent, to two significant digits."""
     return f"{100 * part / whole:.2g} %" if part < whole else "100 %"

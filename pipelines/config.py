@@ -62,6 +62,26 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
+class TranscodersConfig:
+    """Features in the place of MLPs: the graph of `discovery.feature_model`."""
+
+    name: str | None = None
+    """Directory or hub name of transcoders, or of autoencoders on MLP outputs; None = MLPs are nodes as they are."""
+    features: int = 64
+    """Features that become nodes, over all layers: those with the largest effect on the task. The rest is error nodes'."""
+    heads: bool = True
+    """Whether attention heads are nodes too; otherwise attention is wiring, and edges are direct connections."""
+    steps: int = 5
+    """Gradients between ablated and clean inputs by which features are chosen."""
+    recheck: bool = True
+    """Ablate every feature and error node in real runs and score the edges of those that gradients misjudge exactly."""
+    tolerance: float = 0.5
+    """How far, as a share of the larger of the two, gradient and run may differ before a node is flagged."""
+    load: dict[str, Any] = field(default_factory=dict)
+    """How the files are read: `layers`, `variant`, `l0`, `reads`, `writes` of `load_transcoders`."""
+
+
+@dataclass(frozen=True)
 class SelectionConfig:
     """How the circuit is cut out of the scores: by `edges`, `size` or `threshold`, else by `reach`."""
 
@@ -115,6 +135,8 @@ class RunConfig:
     """The model."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """The task."""
+    transcoders: TranscodersConfig = field(default_factory=TranscodersConfig)
+    """Features as nodes."""
     method: MethodConfig = field(default_factory=MethodConfig)
     """The scores."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)

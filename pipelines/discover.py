@@ -13,7 +13,17 @@ from pipelines.config import STANDARD_SIZES, RunConfig
 from pipelines.fingerprint import edgewise_version, hash_settings, versions
 from pipelines.inputs import Inputs, read_task
 from pipelines.settings import ConfigError, to_toml
-from pipelines.store import CIRCUIT, CONFIG, EVALUATION, EXPORTS, RUN, SCORES, RunConflict, RunStore
+from pipelines.store import (
+    CIRCUIT,
+    CONFIG,
+    EVALUATION,
+    EXPORTS,
+    FEATURES,
+    RUN,
+    SCORES,
+    RunConflict,
+    RunStore,
+)
 
 if TYPE_CHECKING:
     from graphs.circuit import Circuit
@@ -102,6 +112,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that decide what is computed: all but where it is written and which pictures are made."""
     settings = dataclasses.asdict(config)
     del settings["out"], settings["export"]
+    if config.transcoders.name is None:
+        del settings["transcoders"]
     return settings
 
 
@@ -112,14 +124,23 @@ def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
 
 def _compute(config: RunConfig, inputs: Inputs, store: RunStore) -> None:
     """The steps that need the model; those that are finished are read back."""
-    check_graph(config, inputs)
-    inputs.prepare()
+    if config.transcoders.name is None:
+        check_graph(config, inputs)
+        inputs.prepare()
+    else:
+        take_choice(store, inputs)
+        inputs.prepare()
+        check_graph(config, inputs)
     store.note(
         inputs.clock.seconds,
         versions=versions(),
         model=inputs.describe_model(),
         task=inputs.describe_task(),
     )
+    if inputs.choice is not None and not store.finished("features"):
+        store.write_json(FEATURES, inputs.choice.to_json())
+        store.run["features"] = inputs.describe_features()
+        _finish(store, inputs, "features")
     scores = _scores(config, inputs, store)
     circuit = _circuit(config, inputs, store, scores)
     if not store.finished("evaluation"):
@@ -133,6 +154,14 @@ def _finish(store: RunStore, inputs: Inputs, step: str) -> None:
     store.finish(step, inputs.clock.seconds[step], peak_memory_bytes=peak_memory_bytes(), **inputs.device_memory())
 
 
+def take_choice(store: RunStore, inputs: Inputs) -> None:
+    """Gives the inputs the features that a run has chosen before, where it has."""
+    if store.finished("features"):
+        from discovery.feature_choice import FeatureChoice
+
+        inputs.choice = FeatureChoice.from_json(store.read_json(FEATURES))
+
+
 def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
     from discovery.methods import method
 
@@ -141,8 +170,24 @@ def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
     line = method(config.method.name)
     with inputs.clock.time("scores"):
         scores = line.load().score(inputs.model, inputs.train, line.options(config.method.options))
+    if line.gradients and config.transcoders.recheck:
+        scores = _recheck(config, inputs, store, scores)
     store.write_scores(scores, config.task.source)
     _finish(store, inputs, "scores")
+    return scores
+
+
+def _recheck(config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeScores) -> EdgeScores:
+    """On a feature graph, the scores with the edges of nodes that gradients misjudge scored by real runs."""
+    from discovery.feature_model import FeatureModel
+    from discovery.gate_check import recheck
+
+    model = inputs.model
+    if not isinstance(model, FeatureModel):
+        return scores
+    with inputs.clock.time("gates"):
+        scores, report = recheck(model, inputs.train, scores, config.transcoders.tolerance)
+    store.note(inputs.clock.seconds, gates=report.to_json())
     return scores
 
 
@@ -204,7 +249,9 @@ def _size_that_reaches(config: RunConfig, inputs: Inputs, scores: EdgeScores) ->
 def judge(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: Circuit) -> dict[str, Any]:
     """The content of evaluation.json: the curve on the held-out pairs, the circuit itself, and its random rivals."""
     from discovery.evaluate import compare_with_random, evaluate, evaluate_circuit
+    from graphs.error_share import without_errors
     from graphs.ground_truth import read_ground_truth
+    from graphs.prune import drop_dead_ends
 
     wanted, pairs = config.evaluation, inputs.held_out
     truth = None if wanted.ground_truth is None else read_ground_truth(Path(wanted.ground_truth))
@@ -229,7 +276,11 @@ def judge(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: Circui
         bootstrap=wanted.bootstrap,
         seed=config.seed,
     )
-    result = {**curve.to_json(), "circuit": dataclasses.asdict(own), "metric": inputs.metric.name}
+    result = {**curve.to_json(), "circuit": own.to_json(), "metric": inputs.metric.name}
+    if own.error_share is not None:
+        features_alone = drop_dead_ends(without_errors(circuit))
+        alone = evaluate_circuit(inputs.model, pairs, features_alone, completeness=False, bootstrap=0)
+        result["without_errors"] = {"edges": alone.edges, "faithfulness": alone.faithfulness}
     result["ablation"] = config.ablation
     if wanted.rivals:
         result["rivals"] = compare_with_random(inputs.model, pairs, circuit, wanted.rivals, config.seed).to_json()
@@ -276,4 +327,5 @@ def export_run(store: RunStore, formats: tuple[str, ...], clock: Clock | None = 
     if missing is not None:
         raise missing
     store.finish("exports", clock.seconds["exports"])
-    return [*map(store.path, (CONFIG, RUN, SCORES, CIRCUIT, EVALUATION)), *pictures]
+    own = (CONFIG, RUN, *([FEATURES] if store.finished("features") else []), SCORES, CIRCUIT, EVALUATION)
+    return [*map(store.path, own), *pictures]

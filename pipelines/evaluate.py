@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.clock import Clock
-from pipelines.discover import judge, settings_of
+from pipelines.discover import judge, settings_of, take_choice
 from pipelines.fingerprint import hash_settings
 from pipelines.inputs import Inputs, read_task
 from pipelines.settings import Settings, build, from_file
@@ -32,6 +32,7 @@ def evaluate_run(directory: str | Path, settings: Settings) -> tuple[dict[str, A
     own, config = build(original), build(original, settings)
     inputs = Inputs(config, read_task(config), Clock())
     _check_inputs(store, inputs)
+    take_choice(store, inputs)
     inputs.prepare()
     scores = store.read_scores(inputs.model.topology)
     circuit = dataclasses.replace(read_circuit(store.path(CIRCUIT).read_bytes()), scores=scores)

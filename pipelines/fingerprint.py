@@ -15,6 +15,8 @@ LIBRARIES = ("torch", "transformers", "numpy", "networkx", "safetensors", "token
 # What decides a model's outputs; notes and licences beside them do not.
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 
+_TRANSCODER_FILES = ("*.safetensors", "*.npz", "*.json", "*.yaml", "*.yml")
+
 
 def edgewise_version() -> str:
     """The version of this program; "source" when it runs from a checkout that is not installed."""
@@ -39,6 +41,12 @@ def hash_model_directory(directory: Path) -> dict[str, str]:
     """File name -> SHA-256 of everything in a checkpoint directory that decides what the model puts out."""
     files = {path for pattern in _MODEL_FILES for path in directory.glob(pattern) if path.is_file()}
     return {path.name: hash_file(path) for path in sorted(files)}
+
+
+def hash_transcoder_directory(directory: Path) -> dict[str, str]:
+    """Path below the directory -> SHA-256 of everything in it that decides what the dictionaries compute."""
+    files = {path for pattern in _TRANSCODER_FILES for path in directory.rglob(pattern) if path.is_file()}
+    return {path.relative_to(directory).as_posix(): hash_file(path) for path in sorted(files)}
 
 
 def hash_file(path: Path) -> str:

@@ -38,6 +38,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--bos", ("task", "bos"), "put the beginning-of-sequence token in front"),
     Flag("--chat-template", ("task", "chat_template"), "wrap prompts in the tokenizer's chat template"),
     Flag("--misaligned", ("task", "misaligned"), "pairs whose prompts differ in length: stop, or leave them out"),
+    Flag("--transcoders", ("transcoders", "name"), "directory or hub name: their features as nodes, not MLPs", "DIR"),
+    Flag("--features", ("transcoders", "features"), "features that become nodes (default: 64)", "N"),
+    Flag("--heads", ("transcoders", "heads"), "attention heads as nodes beside features (default: yes)"),
     Flag("--method", ("method", "name"), "how edges are scored (default: eap-ig; see edgewise list methods)", "X"),
     Flag("--ablation", ("ablation",), "what a dropped edge carries"),
     Flag("--edges", ("selection", "edges"), "circuit of N edges", "N"),
@@ -70,6 +73,7 @@ FLAGS: tuple[Flag, ...] = (
 SECTION_TITLES = {
     "model": "model",
     "task": "task",
+    "transcoders": "features",
     "method": "scores",
     "ablation": "scores",
     "selection": "circuit",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock
 from pipelines.config import ModelConfig, RunConfig
-from pipelines.fingerprint import hash_file, hash_model_directory, hash_pairs
+from pipelines.fingerprint import hash_file, hash_model_directory, hash_pairs, hash_transcoder_directory
 from pipelines.settings import ConfigError
 
 if TYPE_CHECKING:
     from discovery.batch import Batch
     from discovery.component_model import ComponentModel
+    from discovery.feature_choice import FeatureChoice
     from discovery.metrics import Metric
     from discovery.task import Task
     from discovery.workload import Workload
@@ -68,10 +69,11 @@ class Inputs:
         self.clock = clock
         self._model: ComponentModel | None = None
         self._workloads: tuple[Workload, Workload] | None = None
+        self.choice: FeatureChoice | None = None
 
     @property
     def model(self) -> ComponentModel:
-        """The model, loaded on first use."""
+        """The model, loaded on first use; from `prepare` on with its features, where there are transcoders."""
         if self._model is None:
             with self.clock.time("model"):
                 self._model = load(self.config.model)
@@ -90,27 +92,62 @@ class Inputs:
             "model": model,
             "task": hash_pairs((*self.task.pairs, *self.task.held_out)),
             "ground_truth": None if truth is None else hash_file(Path(truth)),
+            **self._transcoder_hashes(),
         }
 
+    def _transcoder_hashes(self) -> dict[str, Any]:
+        name = self.config.transcoders.name
+        if name is None or not Path(name).is_dir():
+            return {}
+        with self.clock.time("hashes"):
+            return {"transcoders": hash_transcoder_directory(Path(name))}
+
     def prepare(self) -> None:
-        """Loads the model, tokenises the pairs, checks the first batch, measures the ablation."""
+        """Loads the model, tokenises the pairs, chooses features, checks the first batch, measures the ablation."""
         from discovery.loading import check_first_batch, prepare_ablation
         from discovery.task import split
         from discovery.workload import Workload
 
-        model, holdout = self.model, self.config.evaluation.holdout
+        holdout = self.config.evaluation.holdout
         with self.clock.time("batches"):
             train, held_out = split(self.task, holdout, self.config.seed)
             train_batches = self._batches(train)
             held_out_batches = train_batches if held_out is train else self._batches(held_out)
+        if self.config.transcoders.name is not None:
+            self._take_features(train_batches)
         with self.clock.time("check"):
-            check_first_batch(model, train_batches[0])
+            check_first_batch(self.model, train_batches[0])
         with self.clock.time("ablation"):
-            ablation = prepare_ablation(model, self.config.ablation, train_batches)
+            ablation = prepare_ablation(self.model, self.config.ablation, train_batches)
         self._workloads = (
             Workload(train_batches, self.metric, ablation),
             Workload(held_out_batches, self.metric, ablation),
         )
+
+    def _take_features(self, batches: tuple[Batch, ...]) -> None:
+        """Puts features in the place of the model's MLPs: those of `choice`, or the ones that it finds here."""
+        from discovery.ablation import Ablation
+        from discovery.feature_choice import choose_features
+        from discovery.feature_model import FeatureModel
+        from discovery.methods.eap_ig import quadrature
+        from discovery.transcoder_source import load_transcoders
+        from discovery.workload import Workload
+
+        wanted = self.config.transcoders
+        assert wanted.name is not None
+        with self.clock.time("transcoders"):
+            options = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.load.items()}
+            try:
+                transcoders = load_transcoders(wanted.name, **options)
+            except TypeError as error:
+                raise ConfigError(f"transcoders.load: {error}") from None
+        with self.clock.time("features"):
+            if self.choice is None:
+                # Means are measured with the features of every dictionary, not with those of this graph.
+                work = Workload(batches, self.metric, Ablation(self.config.ablation))
+                points = quadrature(wanted.steps, "midpoint")
+                self.choice = choose_features(self.model, transcoders, work, wanted.features, points)
+            self._model = FeatureModel(self.model, transcoders, self.choice.by_layer, wanted.heads)
 
     @property
     def metric(self) -> Metric:
@@ -173,6 +210,12 @@ class Inputs:
         """What run.json says of the model."""
         topology, device = self.model.topology, str(self.model.device)
         return {"name": model_title(self.config.model), "edges": topology.edge_count, "device": device}
+
+    def describe_features(self) -> dict[str, Any]:
+        """What run.json says of the features that are nodes."""
+        assert self.choice is not None
+        counts = {"chosen": len(self.choice.attributions), "live": self.choice.live, "share": self.choice.share}
+        return {**counts, "heads": self.config.transcoders.heads}
 
     def device_memory(self) -> dict[str, int]:
         """Largest number of bytes that tensors took on a CUDA device so far; nothing on others."""

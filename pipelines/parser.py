@@ -11,6 +11,8 @@ from pipelines.intervene_flags import EPILOG as _INTERVENE_EPILOG
 from pipelines.intervene_flags import add_intervene_flags
 from pipelines.trace_flags import EPILOG as _TRACE_EPILOG
 from pipelines.trace_flags import add_trace_flags
+from pipelines.train_flags import EPILOG as _TRAIN_EPILOG
+from pipelines.train_flags import add_train_flags
 
 LISTS = ("models", "tasks", "methods", "exporters", "metrics")
 MAPS = ("residual", "attention", "mlp", "heads")
@@ -74,7 +76,19 @@ def _add_discover(commands: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; flags win over them")
     add_flags(
         parser,
-        ("model", "task", "method", "ablation", "selection", "evaluation", "export", "batch_size", "seed", "out"),
+        (
+            "model",
+            "task",
+            "transcoders",
+            "method",
+            "ablation",
+            "selection",
+            "evaluation",
+            "export",
+            "batch_size",
+            "seed",
+            "out",
+        ),
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew in a directory that holds another run")
 
@@ -151,6 +165,11 @@ def _add_check_transcoders(commands: argparse._SubParsersAction, name: str) -> N
     add_check_flags(parser)
 
 
+def _add_train_transcoders(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "train transcoders of all of a model's layers on text"
+    add_train_flags(_command(commands, name, text, _TRAIN_EPILOG))
+
+
 def _add_trace(commands: argparse._SubParsersAction, name: str) -> None:
     text = "draw the attribution graph of one prompt: which features lead to the next token"
     add_trace_flags(_command(commands, name, text, _TRACE_EPILOG))
@@ -169,6 +188,7 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "patch": _add_patch,
     "intervene": _add_intervene,
     "check-transcoders": _add_check_transcoders,
+    "train-transcoders": _add_train_transcoders,
     "trace": _add_trace,
     "list": _add_list,
 }

@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 # Sections that may also be written as one string: `task = "ioi"` is `[task] source = "ioi"`.
-SHORTHAND = {"model": "name", "task": "source", "method": "name"}
+SHORTHAND = {"model": "name", "task": "source", "transcoders": "name", "method": "name"}
 # Flags whose names differ from their place in the file may also stand at the top of the file, under the flag's name.
 ALIASES: dict[str, tuple[str, ...]] = {
     "dtype": ("model", "dtype"),
@@ -37,6 +37,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "bos": ("task", "bos"),
     "chat_template": ("task", "chat_template"),
     "misaligned": ("task", "misaligned"),
+    "features": ("transcoders", "features"),
+    "heads": ("transcoders", "heads"),
     "edges": ("selection", "edges"),
     "size": ("selection", "size"),
     "threshold": ("selection", "threshold"),
@@ -58,6 +60,9 @@ _OPEN = {("method",): ("method", "options")}
 EXCLUSIVE = tuple(("selection", key) for key in ("edges", "size", "threshold"))
 _RANGES: dict[tuple[str, ...], tuple[float, float]] = {
     ("task", "limit"): (1, float("inf")),
+    ("transcoders", "features"): (1, float("inf")),
+    ("transcoders", "steps"): (1, float("inf")),
+    ("transcoders", "tolerance"): (0, 1),
     ("selection", "edges"): (1, float("inf")),
     ("selection", "size"): (0, 1),
     ("selection", "reach"): (0, float("inf")),

@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_tensors
 from graphs.scores import EdgeScores
 from graphs.topology import Topology
 
-CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY, GRAPH, VALIDATION = (
+CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY, GRAPH, VALIDATION, FEATURES = (
     "config.toml",
     "run.json",
     "scores.safetensors",
@@ -28,6 +28,7 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
     "adjacency.npz",
     "graph.json",
     "validation.json",
+    "features.json",
 )
 IDENTITY = ("edgewise", "config", "inputs")
 """What of run.json must agree for results on disk to be reused."""
@@ -61,7 +62,7 @@ class RunStore:
         identity = json.loads(json.dumps(identity))
         stored = self._stored_run() if self.directory.exists() else None
         if stored is None and not overwrite:
-            for name in (CONFIG, SCORES, CIRCUIT, EVALUATION, EXPORTS, NODES, ADJACENCY, GRAPH):
+            for name in (CONFIG, SCORES, CIRCUIT, EVALUATION, EXPORTS, NODES, ADJACENCY, GRAPH, FEATURES):
                 if self.path(name).exists():
                     raise RunConflict(f"{self.path(name)} is not of a run of edgewise: choose another --out")
         if stored is not None and not overwrite:
@@ -83,7 +84,7 @@ class RunStore:
 
     def _drop_results(self) -> None:
         """Removes what another run left, its record first, so that no mixture of two runs can be read."""
-        for path in (RUN, SCORES, CIRCUIT, EVALUATION, NODES, ADJACENCY, GRAPH, VALIDATION):
+        for path in (RUN, SCORES, CIRCUIT, EVALUATION, NODES, ADJACENCY, GRAPH, VALIDATION, FEATURES):
             self.path(path).unlink(missing_ok=True)
         for folder in (EXPORTS, EVALUATIONS):
             for path in self.path(folder).glob("*"):

@@ -11,7 +11,10 @@ from graphs.view import percent
 if TYPE_CHECKING:
     from graphs.pruned import PrunedGraph
 
-STEPS = ("task", "hashes", "model", "batches", "check", "ablation", "scores", "circuit", "evaluation", "exports")
+STEPS = (
+    *("task", "hashes", "model", "batches", "transcoders", "features", "check", "ablation", "scores", "gates"),
+    *("circuit", "evaluation", "exports"),
+)
 
 
 def discovery_summary(
@@ -26,6 +29,7 @@ def discovery_summary(
         f"{task['train_pairs']} pairs scored, {task['held_out_pairs']} held out for evaluation"
         if task["held_out_pairs"] and config["evaluation"]["holdout"]
         else f"{task['train_pairs']} pairs, both scored and evaluated on",
+        *_feature_lines(run),
         "",
         _circuit_line(model["edges"], counts),
         *_judgement_lines(evaluation),
@@ -93,6 +97,23 @@ def evaluation_summary(evaluation: Mapping[str, Any]) -> str:
     return "\n".join([head, "", edges, *_judgement_lines(evaluation), "", *curve_lines(evaluation), ""])
 
 
+def _feature_lines(run: Mapping[str, Any]) -> list[str]:
+    """Which features are nodes, and what gradients got wrong, where the graph has features."""
+    features, gates = run.get("features"), run.get("gates")
+    if features is None:
+        return []
+    lines = [
+        f"{features['chosen']} of {features['live']:,} features with an effect are nodes "
+        f"({percent(features['share'], 1)} of the features' summed effects)"
+    ]
+    if gates is not None:
+        nodes = len({one["node"] for one in gates["flagged"]})
+        lines.append(
+            f"{nodes} of them or of the error nodes misjudged by gradients: {gates['rescored_edges']:,} edges scored by runs"
+        )
+    return lines
+
+
 def _circuit_line(possible: int, counts: Mapping[str, int]) -> str:
     edges = f"{counts['edges']:,} of {possible:,} edges ({percent(counts['edges'], possible)})"
     if counts["edges"] < counts["selected"]:
@@ -105,6 +126,11 @@ def _circuit_line(possible: int, counts: Mapping[str, int]) -> str:
 def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
     own, rivals = evaluation["circuit"], evaluation.get("rivals")
     lines = [f"faithfulness  {_number(own['faithfulness'])}{_interval(own)}"]
+    if own.get("error_share") is not None:
+        lines.append(
+            f"error nodes   {percent(own['error_share'], 1)} of the circuit's |score|; "
+            f"faithfulness without them {_number(evaluation['without_errors']['faithfulness'])}"
+        )
     if own.get("completeness") is not None:
         lines.append(f"completeness  {_number(own['completeness'])}  (faithfulness of all the other edges)")
     if rivals:

@@ -46,6 +46,8 @@ class Method:
     """One line for `edgewise list methods`."""
     module: str
     """Import path of the file that holds `Options` and `score`."""
+    gradients: bool = True
+    """Whether its scores come from gradients, which do not see gates open or close."""
 
     def load(self) -> MethodModule:
         """The method itself (imports torch)."""
@@ -76,11 +78,13 @@ METHODS: dict[str, Method] = {
         "exact",
         "every edge really patched, one at a time: the ground truth, and slow",
         "discovery.methods.exact",
+        gradients=False,
     ),
     "random": Method(
         "random",
         "seeded random scores: the baseline that any method must beat",
         "discovery.methods.random",
+        gradients=False,
     ),
 }
 
