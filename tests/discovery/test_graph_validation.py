@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from discovery.attribution import attribution_graph
 from discovery.component_model import ComponentModel
 from discovery.graph_validation import validate_graph
+from discovery.intervened_run import untouched_pass
+from discovery.intervention import prompts_of
+from discovery.recording import session
 from discovery.replacement import LocalReplacement
 from discovery.statistics import agreement
 from discovery.targets import likely_targets, parse_targets
+from discovery.transcoder import Activation, Transcoder, TranscoderSet
+from discovery.visited_forward import visiting
 from graphs.attribution import AttributionGraph
 from graphs.total_effect import total_effects
 from tests.discovery.tiny_models import tiny_model
@@ -79,3 +87,56 @@ def test_agreement_of_numbers() -> None:
     assert agreement([1.0, 2.0, 3.0], [1.0, 4.0, 9.0]).pearson == pytest.approx(np.corrcoef([1, 2, 3], [1, 4, 9])[0, 1])
     assert agreement([1.0, 2.0], [-1.0, -3.0]).signs == 0
     assert np.isnan(agreement([1.0], [2.0]).pearson)
+
+
+def test_total_effects_are_what_a_relu_model_does() -> None:
+    """Where the transcoders are the MLPs themselves, a small change runs through the real MLPs as the graph says."""
+    model, transcoders = _relu_model()
+    tokens = random_tokens(model, seed=2)[0]
+    replacement = LocalReplacement(model, transcoders, tokens)
+    targets = likely_targets(model, replacement.frozen)
+    graph = attribution_graph(replacement, targets, share=1.0)
+    effects = total_effects(graph, graph.targets)
+    untouched = untouched_pass(model, prompts_of([tokens.tolist()]))
+    sources = [place for place, node in enumerate(graph.nodes) if node.kind == "feature" and node.layer == 0][::7]
+    step = 1e-3  # small enough that no gate flips
+    for source in sources[:6]:
+        node = graph.nodes[source]
+        moved = []
+        for sign in (step, -step):
+
+            def visit(site: str, layer: int, value: Tensor, node=node, source=source, sign=sign) -> Tensor:
+                if (site, layer) != ("mlp-out", 0):
+                    return value
+                change = torch.zeros_like(value)
+                change[0, int(str(node.position))] = transcoders.by_layer[0].decoders[0][node.index]
+                return value + sign * float(graph.activations[source]) * change
+
+            with (
+                session(model.hf, model.arch, untouched.blocks),
+                visiting(model, untouched.blocks, visit, "all", (), untouched.seen),
+                torch.no_grad(),
+            ):
+                logits = model.hf(tokens[None]).logits[0, -1]
+            moved.append(torch.stack([logits[target.node.index] - logits.mean() for target in targets]))
+        measured = ((moved[0] - moved[1]) / (2 * step)).double().numpy()
+        assert np.allclose(measured, effects[:, source], atol=2e-3 * np.abs(effects).max())
+    direct = np.asarray(graph.weights[graph.targets].todense())
+    assert np.abs(direct - effects)[:, sources].max() > 0.05 * np.abs(effects).max(), "indirect paths must matter"
+
+
+def _relu_model() -> tuple[ComponentModel, TranscoderSet]:
+    """A tiny GPT-2 with ReLU, and its own MLPs as transcoders, exactly."""
+    hf: Any = tiny_model("gpt2")
+    for block in hf.transformer.h:
+        block.mlp.act = torch.nn.ReLU()
+    made = tuple(
+        Transcoder(
+            layer, block.mlp.c_fc.weight.T.contiguous(), block.mlp.c_fc.bias, {layer: block.mlp.c_proj.weight},
+            Activation("relu"),
+        )
+        for layer, block in enumerate(hf.transformer.h)
+    )  # fmt: skip
+    biases = {layer: block.mlp.c_proj.bias for layer, block in enumerate(hf.transformer.h)}
+    hf.requires_grad_(False)
+    return ComponentModel(hf), TranscoderSet(made, "mlp-in", "mlp-out", biases)
