@@ -51,9 +51,13 @@ class Readouts:
     """Where each reads."""
     vectors: Float[Tensor, "row d_model"]
     """Its gradient there."""
+    sums: Int[Tensor, " row"] | None = None
+    """Ascending number of the sum that each adds to, where functions read several positions (of one depth) and effects on
+    their sums alone are wanted; None: each stands for itself."""
 
     def __len__(self) -> int:
-        return len(self.depth)
+        """Number of functions: of sums, where there are some."""
+        return len(self.depth) if self.sums is None else int(self.sums[-1]) + 1
 
 
 class LocalReplacement:
@@ -94,7 +98,8 @@ class LocalReplacement:
             """Number of columns without constants."""
             self.columns = self.sources + (self.layers + (self.frozen.positional is not None)) * self.width
             """Number of columns with them."""
-            self._writes: list[list[Writes]] = [self._writes_of(layer) for layer in range(self.layers)]
+            self.writes: list[list[Writes]] = [self._writes_of(layer) for layer in range(self.layers)]
+            """By layer: what features and errors write there."""
 
     def _read(self, layer: int) -> Float[Tensor, "pos d_in"]:
         """What a layer's dictionary reads."""
@@ -192,23 +197,25 @@ class LocalReplacement:
         depths = readouts.depth.tolist()
         if depths != sorted(depths, reverse=True):
             raise ValueError("readouts must come deepest first")
-        active = 0
+        rows = torch.arange(len(depths), device=gradient.device) if readouts.sums is None else readouts.sums
+        first = active = 0
 
         def inject(depth: int) -> None:
-            nonlocal active
-            end = active
+            nonlocal first, active
+            end = first
             while end < len(depths) and depths[end] >= depth:
                 end += 1
-            rows = torch.arange(active, end, device=gradient.device)
-            gradient[rows, readouts.position[active:end]] += readouts.vectors[active:end]
-            active = end
+            if end > first:
+                places = (rows[first:end], readouts.position[first:end])
+                gradient.index_put_(places, readouts.vectors[first:end], accumulate=True)
+                first, active = end, int(rows[end - 1]) + 1
 
         inject(2 * self.layers)
         for layer in reversed(range(self.layers)):
             live = gradient[:active]
             if active:
-                meet(self._writes[layer], live, result)
-                skipped = self._pull_skip(layer, live)
+                meet(self.writes[layer], live, result)
+                skipped = self.pull_skip(layer, live)
                 if constants:
                     self._meet_constants(layer, self.mlp_constants[layer], live, result)
                 if not self.model.blocks[layer].parallel and skipped is not None:
@@ -228,7 +235,8 @@ class LocalReplacement:
         self._meet_entry(gradient, result, constants)
         return result
 
-    def _pull_skip(self, layer: int, gradient: Tensor) -> Tensor | None:
+    def pull_skip(self, layer: int, gradient: Float[Tensor, "row pos d_model"]) -> Tensor | None:
+        """Through a layer's skip connection to what its MLP reads; None where it has none."""
         skip = self._skip_of(layer)
         if skip is None:
             return None

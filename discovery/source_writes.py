@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -72,3 +72,15 @@ def meet(
         met = torch.bmm(layout.padded[:reached], there.permute(1, 2, 0)).flatten(0, 1)
         end = int(layout.ends[reached - 1])
         result[:, :rows].index_add_(0, layout.columns[:end], met[layout.flat[:end]])
+
+
+def pick(
+    layouts: Sequence[Writes], chosen: Bool[Tensor, " column"]
+) -> tuple[Int[Tensor, " source"], Float[Tensor, "source d_model"]]:
+    """Columns and vectors of those sources whose columns are chosen."""
+    columns, vectors = [], []
+    for layout in layouts:
+        wanted = chosen[layout.columns]
+        columns.append(layout.columns[wanted])
+        vectors.append(layout.padded.flatten(0, 1)[layout.flat[wanted]])
+    return torch.cat(columns), torch.cat(vectors)
