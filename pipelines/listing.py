@@ -35,10 +35,13 @@ def methods() -> list[Line]:
 
 
 def exporters() -> list[Line]:
-    """Formats of circuits."""
-    from graphs.exporters import EXPORTERS
+    """Formats of circuits, and of traced prompts."""
+    from graphs.exporters import ATTRIBUTION_EXPORTERS, EXPORTERS
 
-    return [(name, exporter.description) for name, exporter in EXPORTERS.items()]
+    lines = [(name, exporter.description) for name, exporter in EXPORTERS.items()]
+    return lines + [
+        (name, f"traced prompts: {exporter.description}") for name, exporter in ATTRIBUTION_EXPORTERS.items()
+    ]
 
 
 def metrics() -> list[Line]:

@@ -26,6 +26,7 @@ LARGEST = 100 * 1000 * 1000
 """Bytes that Neuronpedia's client takes."""
 _OURS = "edgewise"
 _FEATURE, _ERROR, _TOKEN, _LOGIT = "cross layer transcoder", "mlp reconstruction error", "embedding", "logit"
+_HEAD = "attention head"  # ours: the format has none
 _OUTPUT = re.compile(r'Output "(.*)" \(p=[0-9.]+\)', re.DOTALL)
 
 
@@ -33,7 +34,7 @@ class _Names(NamedTuple):
     """What the format calls a node."""
 
     node_id: str
-    feature: int
+    feature: int | None
     layer: str
     kind: str
     js: str
@@ -51,7 +52,7 @@ def uncantor(number: int) -> tuple[int, int]:
     return total - index, index
 
 
-def names_of(node: NodeId, layers: int, width: int) -> tuple[str, int, str, str, str]:
+def names_of(node: NodeId, layers: int, width: int) -> tuple[str, int | None, str, str, str]:
     """node_id, feature, layer, feature_type and jsNodeId. layers: of the model; width: tokens of the prompt.
 
     Raises ValueError for a node that the format has no place for.
@@ -62,6 +63,8 @@ def names_of(node: NodeId, layers: int, width: int) -> tuple[str, int, str, str,
         return _Names(f"{layer}_{index}_{at}", cantor(layer, index), str(layer), _FEATURE, f"{layer}_{index}-0")
     if node.kind == "error":
         return _Names(f"{layer}_-1_{at}", -1, str(layer), _ERROR, f"{layer}_-1-{at}")
+    if node.kind == "head":
+        return _Names(f"{layer}_h{index}_{at}", None, str(layer), _HEAD, f"{layer}_h{index}-{at}")
     if node.kind == "token":
         return _Names(f"E_{index}_{at}", at, "E", _TOKEN, f"E_{index}-{at}")
     if node.kind == "logit" and index is not None:

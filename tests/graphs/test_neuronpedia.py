@@ -50,6 +50,7 @@ def test_ids_are_as_documented_and_differ() -> None:
         "f0.1@1": ("0_1_1", 2, "0", "cross layer transcoder", "0_1-0"),
         "f3.17@4": ("3_17_4", cantor(3, 17), "3", "cross layer transcoder", "3_17-0"),
         "e0@1": ("0_-1_1", -1, "0", "mlp reconstruction error", "0_-1-1"),
+        "a2.h3@5": ("2_h3_5", None, "2", "attention head", "2_h3-5"),
         "t42@2": ("E_42_2", 2, "E", "embedding", "E_42-2"),
         "logit42@8": ("7_42_8", 42, "7", "logit", "L_42-8"),
         "logit42-logit5@8": ("7_42-5_8", 42, "7", "logit", "L_42-5-8"),
