@@ -87,10 +87,13 @@ def above(h: Float[Tensor, "token feature"], threshold: Float[Tensor, "*feature"
     return Active(features, counts.cumsum(0) - counts, h[tokens, features])
 
 
-def threshold_for(h: Float[Tensor, "token feature"], k: int) -> Float[Tensor, ""]:
-    """The threshold above which k pre-activations of a token lie on average (BatchTopK, Bussmann et al. 2024), taken from
-    some of the tokens where there are many; at least 0."""
-    some = h.detach()[:: max(1, h.numel() // _SAMPLED)]
+def threshold_for(h: Float[Tensor, "token feature"], k: int, most_tokens: int | None = None) -> Float[Tensor, ""]:
+    """The threshold above which k pre-activations of a token lie on average (BatchTopK, Bussmann et al. 2024); at least 0.
+
+    most_tokens: take it from so many of the tokens, evenly spread; by default a number that is quick on a CPU.
+    """
+    most = max(1, _SAMPLED // h.shape[1]) if most_tokens is None else most_tokens
+    some = h.detach()[:: -(-h.shape[0] // most)]
     passing = min(k * some.shape[0], some.numel() - 1)
     return some.flatten().kthvalue(some.numel() - passing).values.clamp(min=0)
 
@@ -173,6 +176,7 @@ class Dictionary(nn.Module):
         sites: tuple[Site, Site],
         k: int | None = None,
         thresholds: Float[Tensor, "layer feature"] | None = None,
+        model_name: str = "",
     ) -> TranscoderSet:
         """The transcoders that compute the same on activity as it is. One of k (topk) and thresholds (jumprelu).
 
@@ -205,4 +209,4 @@ class Dictionary(nn.Module):
                     skip=skip,
                 )
             )
-        return TranscoderSet(tuple(made), sites[0], sites[1], biases)
+        return TranscoderSet(tuple(made), sites[0], sites[1], biases, model_name=model_name)

@@ -134,6 +134,29 @@ def _trace(options: argparse.Namespace) -> None:
     print(f"wrote {store.directory}")
 
 
+def _train_transcoders(options: argparse.Namespace) -> None:
+    from discovery.training_settings import TrainingSettings
+    from pipelines.train_transcoders import Corpus, train
+
+    config = build(flag_settings(options))
+    steps = options.steps or (1000 if options.tokens is None else max(1, options.tokens // options.batch_tokens))
+    settings = TrainingSettings(
+        kind=options.kind,
+        activation=options.activation,
+        features=options.features,
+        k=options.k,
+        steps=steps,
+        batch=options.batch_tokens,
+        rate=options.rate,
+        streams=options.streams,
+        buffer=options.buffer,
+        seed=config.seed,
+    )
+    corpus = Corpus(tuple(options.corpus), options.window, options.held_out)
+    for line in train(config, corpus, settings, (options.reads, options.writes)):
+        print(line)
+
+
 def _list(options: argparse.Namespace) -> None:
     from pipelines.listing import LISTINGS
     from pipelines.summary import table
@@ -158,6 +181,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "patch": _patch,
     "intervene": _intervene,
     "check-transcoders": _check_transcoders,
+    "train-transcoders": _train_transcoders,
     "trace": _trace,
     "list": _list,
 }
