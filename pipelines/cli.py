@@ -121,16 +121,30 @@ def _check_transcoders(options: argparse.Namespace) -> None:
 
 
 def _trace(options: argparse.Namespace) -> None:
-    from pipelines.summary import trace_summary
-    from pipelines.trace import TraceSettings, trace
+    from pipelines.trace import TraceSettings
 
     config = build(flag_settings(options))
-    given = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(TraceSettings) if field.name != "model"
-    }
-    settings = TraceSettings(**{**given, "targets": tuple(options.targets)}, model=config.model)
-    store, graph = trace(settings, config.out, _names(options.formats, "--formats"), options.overwrite)
-    print(trace_summary(graph))
+    taken = {field.name for field in dataclasses.fields(TraceSettings)} - {"prompt", "targets", "model", "bos"}
+    settings = TraceSettings(
+        prompt=options.prompt or "",
+        targets=tuple(options.targets),
+        model=config.model,
+        bos=config.task.bos,
+        **{name: getattr(options, name) for name in taken},
+    )
+    if options.prompt is None:
+        from pipelines.summary import task_trace_summary
+        from pipelines.trace_task import trace_task
+
+        found = trace_task(config, settings, options.align, options.least_frequency, options.overwrite)
+        store, lines = found[0], task_trace_summary(found[1], found[2])
+    else:
+        from pipelines.summary import trace_summary
+        from pipelines.trace import trace
+
+        store, graph = trace(settings, config.out, _names(options.formats, "--formats"), options.overwrite)
+        lines = trace_summary(graph)
+    print(lines)
     print(f"wrote {store.directory}")
 
 

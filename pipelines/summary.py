@@ -10,6 +10,7 @@ from graphs.view import percent
 
 if TYPE_CHECKING:
     from graphs.pruned import PrunedGraph
+    from graphs.task_graph import TaskGraph
 
 STEPS = (
     *("task", "hashes", "model", "batches", "transcoders", "features", "check", "ablation", "scores", "gates"),
@@ -71,6 +72,41 @@ def trace_summary(graph: PrunedGraph) -> str:
                 f"({found['count']} effects of features, {title})"
             )
     return "\n".join([*lines, "", *_strongest_lines(graph), ""])
+
+
+def task_trace_summary(together: TaskGraph, differing: TaskGraph) -> str:
+    """The tables of `edgewise trace` over a task."""
+    from graphs.task_graph import wilson
+
+    rows = [("edge", "prompts", "95 %", "share", "weight")]
+    low, high = wilson(together.edge_counts, together.prompts)
+    order = sorted(range(len(together.edges)), key=lambda i: -abs(float(together.shares[0, i])))
+    for place in order[:10]:
+        rows.append(
+            (
+                together.edge_names[place],
+                f"{int(together.edge_counts[0, place])}/{together.prompts}",
+                f"[{low[0, place]:.2f}, {high[0, place]:.2f}]",
+                _number(float(together.shares[0, place]), 3),
+                _number(float(together.weights[0, place]), 3),
+            )
+        )
+    return "\n".join([together.title, "", *table(rows, left=1), "", *_contrast_lines(differing), ""])
+
+
+def _contrast_lines(graph: TaskGraph, most: int = 10) -> list[str]:
+    rows = [("edge", "clean", "corrupt", "difference", "error", "same sign")]
+    for place in sorted(range(len(graph.edges)), key=lambda i: -abs(float(graph.effect[i])))[:most]:
+        rows.append(
+            (
+                graph.edge_names[place],
+                *(f"{int(count)}/{graph.prompts}" for count in graph.edge_counts[:, place]),
+                _number(float(graph.effect[place]), 3),
+                _number(float(graph.stderr[place]), 3),
+                _number(float(graph.agreement[place])),
+            )
+        )
+    return [graph.title, "", *table(rows, left=1)]
 
 
 def _strongest_lines(graph: PrunedGraph, most: int = 10) -> list[str]:

@@ -127,14 +127,13 @@ class _Tracer:
         self.clock = Clock()
         described = {"command": "trace", **dataclasses.asdict(settings)}
         self.place = transcoders_place(settings.transcoders, settings.model)
-        model = Path(model_place(settings.model))
         if is_token_file(settings.prompt):
             described["prompt"] = {
                 "file": settings.prompt,
                 "content": Path(settings.prompt).read_text(encoding="utf-8"),
             }
         inputs = {
-            "model": hash_model_directory(model) if model.is_dir() else str(model),
+            "model": hash_model(settings.model),
             "transcoders": hash_transcoders(Path(self.place)),
         }
         self.store = RunStore(out or default_directory(settings, described))
@@ -261,6 +260,12 @@ class _Tracer:
         """Notes what it took."""
         self.store.note(self.clock.seconds, peak_memory_bytes=peak_memory_bytes())
         self.store.finish("graph", None)
+
+
+def hash_model(model: ModelConfig) -> dict[str, str] | str:
+    """Hashes of the model's files; a hub name is itself."""
+    place = Path(model_place(model))
+    return hash_model_directory(place) if place.is_dir() else str(place)
 
 
 def is_token_file(prompt: str) -> bool:

@@ -6,16 +6,20 @@ import argparse
 
 from pipelines.flags import add_flags
 
+ALIGNMENTS = ("auto", "position", "end", "changed")
 EPILOG = """\
 targets: 'logit(" Paris")', 'logit(312)', 'logit(" Paris") - logit(" Rome")', or a feature such as f2.31@4
+without PROMPT the pairs of --task (--limit N, default 20): one graph of all clean prompts, and clean less corrupt
 files of token ids: {"tokens": [1, 393, 483], "targets": [577]}; nothing is put in front of them
 The run directory holds graph.json (pruned), nodes.json and adjacency.npz (everything), validation.json and exports/."""
 
 
 def add_trace_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what `edgewise trace` takes."""
-    parser.add_argument("prompt", metavar="PROMPT", help="a text, or a JSON file of token ids")
-    add_flags(parser, ("model", "out"), leave_out=("--kv-heads",))
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="a text, or a JSON file of token ids; none: the task"
+    )
+    add_flags(parser, ("model", "task", "seed", "out"), leave_out=("--kv-heads", "--metric", "--misaligned"))
     add_transcoders(parser)
     group = parser.add_argument_group("graph")
     group.add_argument(
@@ -37,9 +41,15 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="first positions without features and errors (default: 1)",
     )
+    group = parser.add_argument_group("many prompts")
     group.add_argument(
-        "--bos", choices=("auto", "always", "never"), default="auto", help="start a text with a special token"
-    )
+        "--align", choices=ALIGNMENTS, default="auto",
+        help="match positions of a task's prompts by number, distance from the end, or what the pair changes",
+    )  # fmt: skip
+    group.add_argument(
+        "--least-frequency", type=float, default=0.25, metavar="P",
+        help="share of the prompts in which an edge must be (default: 0.25)",
+    )  # fmt: skip
     group = parser.add_argument_group("pruning")
     group.add_argument(
         "--node-threshold", type=float, default=0.8, metavar="P", help="share of the influence to keep (default: 0.8)"
