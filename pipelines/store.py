@@ -72,7 +72,7 @@ class RunStore:
                     way_out = "choose another --out, or give --overwrite"
                     raise RunConflict(f"{self.directory} holds a run with another {difference}; {way_out}")
             self.run = stored
-            if not self.path(CONFIG).exists():
+            if config_toml and not self.path(CONFIG).exists():
                 self.write_text(CONFIG, config_toml)
             return
         if stored is not None:
@@ -80,7 +80,8 @@ class RunStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.run = {**identity, "seconds": {}, "finished": []}
         self._write_run()
-        self.write_text(CONFIG, config_toml)
+        if config_toml:
+            self.write_text(CONFIG, config_toml)
 
     def _drop_results(self) -> None:
         """Removes what another run left, its record first, so that no mixture of two runs can be read."""
