@@ -127,13 +127,15 @@ def measure(train: int, count: int, prompts: int, seed: int = 0) -> dict[str, ob
         counts["features", "active"] += len(everything)
         on_path += bool(country_effects(model, transcoders, pair)[1] & set(chosen.get(countries[0], ())))
     total = len(held_out)
+    sets = ("none", "country", "random", "all")
+    shares = {f"{name}_{side}": counts[name, side] / total for name in sets for side in ("donor", "own")}
     return {
         "held_out_prompts": total,
         "features_a_country": count,
         "country_features_on_the_path": on_path / total,
         "features_set": counts["features", "set"] / total,
         "features_active_there": counts["features", "active"] / total,
-        **{f"{name}_{side}": counts[name, side] / total for name in ("none", "country", "random", "all") for side in ("donor", "own")},
+        **shares,
         "layers_of_the_features": dict(Counter(layer for found in chosen.values() for layer, _ in found)),
     }  # fmt: skip
 
