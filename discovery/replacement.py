@@ -7,6 +7,7 @@ the causal cone of its targets, and met at every layer with what the sources the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,7 @@ class LocalReplacement:
         self,
         model: ComponentModel,
         transcoders: TranscoderSet,
-        tokens: Int[Tensor, " pos"],
+        tokens: Sequence[int] | Int[Tensor, " pos"],
         *,
         fixed_prefix: int = 1,
         frozen: FrozenPrompt | None = None,
@@ -84,7 +85,7 @@ class LocalReplacement:
         self.model = model
         self.transcoders = transcoders
         self.fixed_prefix = fixed_prefix
-        self.frozen = freeze(model, tokens) if frozen is None else frozen
+        self.frozen = freeze(model, torch.as_tensor(tokens)) if frozen is None else frozen
         self.width = len(self.frozen.tokens)
         self.layers = len(model.blocks)
         self.mlp_constants: list[Float[Tensor, "pos d_model"]] = []

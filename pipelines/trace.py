@@ -170,12 +170,10 @@ class _Tracer:
 
     @property
     def replacement(self) -> LocalReplacement:
-        import torch
-
         from discovery.replacement import LocalReplacement
 
         if self._replacement is None:
-            model, transcoders, tokens = self.model, self.transcoders, torch.tensor(self.tokens)
+            model, transcoders, tokens = self.model, self.transcoders, self.tokens
             with self.clock.time("replacement"):
                 self._replacement = LocalReplacement(
                     model, transcoders, tokens, fixed_prefix=self.settings.fixed_prefix

@@ -139,8 +139,6 @@ def _load(place: str) -> TranscoderSet:
 def _trace(
     model: ComponentModel, transcoders: TranscoderSet, pair: TokenPair, tokens: Sequence[int], settings: TraceSettings
 ) -> PrunedGraph:
-    import torch
-
     from discovery.attribution import attribution_graph
     from discovery.closure import check_closure
     from discovery.replacement import LocalReplacement
@@ -148,7 +146,7 @@ def _trace(
     from discovery.token_text import token_texts
     from graphs.influence import prune
 
-    replacement = LocalReplacement(model, transcoders, torch.tensor(tokens), fixed_prefix=settings.fixed_prefix)
+    replacement = LocalReplacement(model, transcoders, tokens, fixed_prefix=settings.fixed_prefix)
     wanted = f"logit({pair.right[0][0]}) - logit({pair.wrong[0][0]})"
     targets = parse_targets(model, replacement.frozen, [wanted])
     closure = check_closure(replacement, targets)
