@@ -6,8 +6,9 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load as load_tensors
@@ -150,7 +151,7 @@ class RunStore:
         """Writes a file of the run: first beside its place, then moved there in one step."""
         return self.write_stream(name, lambda file: file.write(content))
 
-    def write_stream(self, name: str, write: Callable[[BinaryIO], Any]) -> Path:
+    def write_stream(self, name: str, write: Callable[[BufferedIOBase], Any]) -> Path:
         """Like `write_bytes`, for content that is too large to hold: `write` puts it into the open file."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)

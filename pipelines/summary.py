@@ -95,7 +95,7 @@ def task_trace_summary(together: TaskGraph, differing: TaskGraph) -> str:
 
 
 def _contrast_lines(graph: TaskGraph, most: int = 10) -> list[str]:
-    rows = [("edge", "clean", "corrupt", "difference", "error", "same sign")]
+    rows: list[tuple[str, ...]] = [("edge", "clean", "corrupt", "difference", "error", "same sign")]
     for place in sorted(range(len(graph.edges)), key=lambda i: -abs(float(graph.effect[i])))[:most]:
         rows.append(
             (

@@ -276,7 +276,7 @@ def check_tokens(tokens: Sequence[int], model: ComponentModel) -> None:
     from discovery.batches import model_limits
 
     longest, vocabulary = model_limits(model.config)
-    if max(tokens) >= vocabulary:
+    if vocabulary is not None and max(tokens) >= vocabulary:
         raise ConfigError(f"the prompt's token {max(tokens)} is beyond the model's vocabulary of {vocabulary}")
     if longest is not None and len(tokens) > longest:
         raise ConfigError(f"the prompt has {len(tokens)} tokens; the model takes {longest}")
