@@ -1,0 +1,165 @@
+"""What was measured of a node, for whoever names it: contexts, effects, neighbours. JSON on disk, one file a node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from graphs.node import NodeId
+
+ContextKind = Literal["top", "spread", "hard-negative", "negative"]
+"""top: the largest peaks. spread: over the quantiles of peaks. hard-negative: inactive, but alike: a task's counterfactual, or
+near in meaning. negative: drawn from the inactive ones."""
+Split = Literal["explain", "score"]
+"""Windows that explain a node and windows that score its label come from different documents."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """A window of a document, with what the node does at each token."""
+
+    id: str
+    """What citations name: unique within the node's evidence, such as `c3`."""
+    kind: ContextKind
+    """Why it is here."""
+    split: Split
+    """What it may be used for."""
+    document: int
+    """Number of the document in the corpus; a task's prompts have numbers behind the corpus's."""
+    start: int
+    """Position of the window's first token in its document."""
+    tokens: tuple[str, ...]
+    """Texts of the tokens; hostile."""
+    activations: tuple[float, ...]
+    """The node's activation at each token; for a head the norm of what it writes; 0 where it is inactive."""
+    following: str = ""
+    """Text of the token behind the peak; hostile."""
+    quantile: float | None = None
+    """Of a `spread` window: the share of peaks that are smaller."""
+
+    @property
+    def peak(self) -> int:
+        """Place of the largest activation among the tokens."""
+        return max(range(len(self.activations)), key=lambda place: abs(self.activations[place]))
+
+
+@dataclass(frozen=True)
+class TokenEffect:
+    """One vocabulary entry and how strongly it is meant."""
+
+    token: str
+    """Its text; hostile."""
+    value: float
+    """Logit per unit of activation (vocabulary projection), or in a prompt (direct logit attribution)."""
+
+
+@dataclass(frozen=True)
+class CausalEffect:
+    """What happened to a task's metric when the node was changed in the model itself."""
+
+    change: Literal["ablate", "swap"]
+    """Set to zero (heads, MLPs: to their mean over the corrupt prompts), or to its value on the corrupt prompt."""
+    task: str
+    """The task."""
+    metric: str
+    """The metric."""
+    before: float
+    """Mean over pairs without the change."""
+    after: float
+    """With it."""
+    stderr: float
+    """Standard error of the difference over pairs."""
+    pairs: int
+    """Number of pairs."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """The other end of one of the node's strongest edges."""
+
+    node: NodeId
+    """Its name."""
+    weight: float
+    """The edge's weight or score, signed."""
+    label: str = ""
+    """What it is called so far; hostile."""
+
+
+@dataclass(frozen=True)
+class AttentionPair:
+    """A place where a head attends."""
+
+    id: str
+    """What citations name."""
+    query: tuple[str, ...]
+    """Tokens up to and with the one that attends (the last few); hostile."""
+    key: str
+    """The token that it attends to; hostile."""
+    distance: int
+    """Tokens between them: 0 is itself, 1 the token before."""
+    weight: float
+    """Attention probability."""
+
+
+@dataclass(frozen=True)
+class HeadEvidence:
+    """What a head does, measured on random repeats and on the task."""
+
+    scores: Mapping[str, float]
+    """previous_token, duplicate_token, induction (mean attention to the fitting token on random repeats), name_mover,
+    copy_suppression, copying (share of tokens that the OV circuit raises, or lowers, most for themselves), ...: 0 to 1."""
+    entropy: float
+    """Mean entropy of the pattern in nats."""
+    first_token: float
+    """Mean attention to the first token, a head's place to rest."""
+    pairs: tuple[AttentionPair, ...]
+    """Strongest places on corpus and task, the first token left out."""
+    ov_up: tuple[TokenEffect, ...] = ()
+    """Tokens that its output raises when it attends to themselves."""
+    qk: tuple[str, ...] = ()
+    """What its queries look for, in words from measured token pairs; hostile."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a labeler may know of a node."""
+
+    node: NodeId
+    """The node, without a position."""
+    model: str
+    """The model's name."""
+    contexts: tuple[Context, ...] = ()
+    """Windows; for features, MLPs and neurons. Never empty for a node that fires at all."""
+    density: float | None = None
+    """Share of the corpus's tokens at which it is active."""
+    windows: int = 0
+    """Number of windows of the corpus in which it fires."""
+    documents: Mapping[Split, int] = field(default_factory=dict)
+    """Number of documents that each split was drawn from."""
+    promotes: tuple[TokenEffect, ...] = ()
+    """Vocabulary projection of what it writes: the 10 tokens raised most."""
+    suppresses: tuple[TokenEffect, ...] = ()
+    """The 10 lowered most."""
+    logit_attribution: tuple[TokenEffect, ...] = ()
+    """Direct effect on the task's answers."""
+    causal: tuple[CausalEffect, ...] = ()
+    """Interventions on the task."""
+    inputs: tuple[Neighbour, ...] = ()
+    """Strongest edges into it."""
+    outputs: tuple[Neighbour, ...] = ()
+    """Strongest edges out of it."""
+    head: HeadEvidence | None = None
+    """For heads."""
+    flow_share: float | None = None
+    """For error nodes: share of the circuit's flow that runs through it."""
+
+    def of(self, split: Split) -> tuple[Context, ...]:
+        """The windows of one split."""
+        return tuple(context for context in self.contexts if context.split == split)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Everything that may be cited."""
+        pairs = () if self.head is None else self.head.pairs
+        return frozenset(item.id for item in (*self.contexts, *pairs))
