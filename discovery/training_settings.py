@@ -21,7 +21,7 @@ class TrainingSettings:
     """Features of each layer; None = 16 times the width of the residual stream."""
     k: int = 15
     """Active features of a token and layer; with jumprelu on average over training text (a few per cent more on other text)."""
-    steps: int = 1000
+    steps: int = 500
     """Batches."""
     batch: int = 2048
     """Tokens in a batch, all streams together."""

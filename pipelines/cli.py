@@ -153,7 +153,7 @@ def _train_transcoders(options: argparse.Namespace) -> None:
     from pipelines.train_transcoders import Corpus, train
 
     config = build(flag_settings(options))
-    steps = options.steps or (1000 if options.tokens is None else max(1, options.tokens // options.batch_tokens))
+    steps = options.steps or (500 if options.tokens is None else max(1, options.tokens // options.batch_tokens))
     settings = TrainingSettings(
         kind=options.kind,
         activation=options.activation,

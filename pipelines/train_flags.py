@@ -25,7 +25,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add("--features", type=int, metavar="N", help="features of each layer (default: 16 times the model's width)")
     add("--k", type=int, default=15, metavar="K", help="active features of a token and layer (default: 15)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, metavar="N", help="batches (default: 1000)")
+    length.add_argument("--steps", type=int, metavar="N", help="batches (default: 500)")
     length.add_argument("--tokens", type=int, metavar="N", help="the same, in tokens")
     add("--batch-tokens", type=int, default=2048, metavar="N", help="tokens in a batch (default: 2048)")
     add("--rate", type=float, metavar="R", help="Adam's peak rate (default: 2.5 / the model's width)")

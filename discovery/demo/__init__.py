@@ -19,3 +19,8 @@ CLAIMED_TASKS: tuple[str, ...] = (
 def model_directory() -> Path:
     """The folder of the embedded model, an ordinary Hugging Face checkpoint with its tokenizer."""
     return Path(__file__).parent / "model"
+
+
+def transcoder_directory() -> Path:
+    """The folder of the embedded model's transcoders, in circuit-tracer's layout (docs/transcoders.md)."""
+    return Path(__file__).parent / "transcoders"
