@@ -27,7 +27,7 @@ class FeatureModel(ComponentModel):
     source counts as kept when any of its edges is kept, and what it writes reaches every slot. An edge between features
     is then their direct connection, and the connections through attention are cut only with the last edge of a source.
     With no edge kept the run is the corrupt one; under the zero and mean ablations it is what attention makes of ablated
-    nodes.
+    nodes. Dropping dead ends may move such a circuit's output, since attention no longer sees their sources.
     """
 
     def __init__(

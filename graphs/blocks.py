@@ -56,13 +56,14 @@ class Block:
     @property
     def middle(self) -> bool:
         """Whether the block stands in the middle column."""
-        return self.cells[0].kind not in ("head", "kv")
+        return self.cells[0].kind not in ("head", "kv", "feature")
 
 
 def blocks_by_row(circuit: Circuit, labels: Mapping[str, str]) -> list[list[Block]]:
     """The blocks of every node with a kept edge, by row from the bottom up, in graph order within a row.
 
-    A layer has a row of heads and, above it, one for its MLP; where attention and MLP are parallel both share a row.
+    A layer has a row of heads and, above it, one for its MLP (or its features, with the error node in the middle); where
+    attention and MLP are parallel both share a row.
     """
     drawn = _Drawn(circuit, labels)
     rows: dict[float, list[Block]] = defaultdict(list)
@@ -94,6 +95,8 @@ class _Drawn:
         self.height = CELL_HEIGHT + (LABEL_HEIGHT if any(self.labels.get(name) for name in names) else 0.0)
         heads = [self.text_width(name) for name, kind in names.items() if kind == "head"]
         self.head_width = max([_CELL_WIDTH, *heads])
+        features = [self.text_width(name) for name, kind in names.items() if kind == "feature"]
+        self.feature_width = max([_CELL_WIDTH, *features])
 
     def fed(self, slot: Slot) -> list[NodeId]:
         """The sources that are computed from a slot."""
@@ -112,7 +115,8 @@ def _single_block(drawn: _Drawn, node: NodeId) -> Block:
     """One box; a head's q, k and v tabs always hang at the same places."""
     slots = [slot for slot in drawn.slots if slot.node == node and len(drawn.fed(slot)) < 2]
     incoming = sum(drawn.incoming[slot] for slot in slots)
-    least = {"head": drawn.head_width, "mlp": _CELL_WIDTH}.get(node.kind, min(max(76.0, 7.0 * incoming), 240.0))
+    sizes = {"head": drawn.head_width, "feature": drawn.feature_width, "mlp": _CELL_WIDTH, "error": _CELL_WIDTH}
+    least = sizes.get(node.kind, min(max(76.0, 7.0 * incoming), 240.0))
     box = drawn.cell(str(node), node.kind, least)
     offset = {None: box.width / 2} | {p: box.width / 2 + (i - 1) * (TAB_WIDTH + 1) for i, p in enumerate(PORTS)}
     return Block((box,), (node,), tuple((slot, offset[slot.port]) for slot in slots))
@@ -141,7 +145,8 @@ def _parallel_layers(circuit: Circuit) -> set[int | None]:
     """Layers whose MLP cannot read its own heads."""
     topology = circuit.topology
     rows = {node.layer: row for row, node in enumerate(topology.sources) if node.kind == "head"}
-    columns = {slot.node.layer: column for column, slot in enumerate(topology.targets) if slot.node.kind == "mlp"}
+    mlps = ("mlp", "error")
+    columns = {slot.node.layer: column for column, slot in enumerate(topology.targets) if slot.node.kind in mlps}
     return {layer for layer, row in rows.items() if layer in columns and not topology.possible[row, columns[layer]]}
 
 

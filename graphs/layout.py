@@ -69,7 +69,9 @@ def layered_layout(circuit: Circuit, labels: Mapping[str, str] | None = None) ->
     ranks = {end: r for r, blocks in enumerate(rows) for block in blocks for end in block.ends}
     links = _links(circuit, ranks)
     gap = 24 + 0.11 * min(len(links), 320)
-    corridor = max((b.width for row in rows for b in row if b.middle and b.cells[0].kind == "mlp"), default=0.0) / 2
+    corridor = (
+        max((b.width for row in rows for b in row if b.middle and b.cells[0].kind in ("mlp", "error")), default=0.0) / 2
+    )
     lefts = arrange(rows, links, gap, corridor + gap)
     crossed = [0] * (len(rows) + 1)
     for source, slot, _ in links:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from graphs.circuit import Circuit
+from graphs.error_share import error_share
 from graphs.prune import drop_dead_ends
 
 MOST_DRAWN = 1000
@@ -55,6 +56,9 @@ class CircuitView:
             parts.append(f"{self.circuit.edge_count - count:,} dead ends not drawn")
         if self.drawn.edge_count < count:
             parts.append(f"only the strongest {self.drawn.edge_count:,} drawn")
+        errors = error_share(self.circuit)
+        if errors is not None:
+            parts.append(f"error nodes (e) {percent(errors, 1)} of |score|")
         low, high = self.evaluation.get("low"), self.evaluation.get("high")
         interval = f" [{low:z.2f}, {high:z.2f}]" if low is not None and high is not None else ""
         for key, digits, tail in (

@@ -96,6 +96,8 @@ def _look(name: str, kind: str, ports: list[str], label: str) -> str:
         return f'shape=plain, label=<{table}<TR><TD COLSPAN="{len(ports)}">{text}</TD></TR><TR>{cells}</TR></TABLE>>'
     look = {
         "mlp": ', style="rounded,filled", fillcolor="#dfe3f3"',
+        "feature": ', style="rounded,filled", fillcolor="#e2f0df"',
+        "error": ', style="rounded,dashed,filled", fillcolor="#eeeeee"',
         "input": ', style=filled, fillcolor="#333333", fontcolor="#ffffff"',
         "logits": ', style=filled, fillcolor="#333333", fontcolor="#ffffff"',
     }.get(kind, "")

@@ -22,9 +22,12 @@ _CELL_COLOURS = {
     "head": ("#ffffff", "#333333"),
     "kv": ("#ececec", "#333333"),
     "mlp": ("#dfe3f3", "#333f7a"),
+    "feature": ("#e2f0df", "#2f6b3a"),
+    "error": ("#eeeeee", "#777777"),
     "input": ("#333333", "#333333"),
     "logits": ("#333333", "#333333"),
 }
+_ROUND = {"mlp": 9, "feature": 9, "error": 9}
 _THIN, _THICK, _MARGIN_LEFT = 0.8, 5.0, 58.0
 
 
@@ -111,9 +114,10 @@ def draw_route(route: Route, score: float | None, largest: float, tip: str, pres
 
 
 def _cell(cell: Cell, label: str) -> str:
-    """A node's box; MLPs are filled and round, input and logits dark."""
+    """A node's box; MLPs, features and (dashed) error nodes are filled and round, input and logits dark."""
     fill, line = _CELL_COLOURS.get(cell.kind, ("#ffffff", "#333333"))
     dark = fill == line
+    dash = ' stroke-dasharray="4 2"' if cell.kind == "error" else ""
     middle = cell.x + cell.width / 2
     name = cell.name.split(".")[-1] if cell.kind == "kv" else cell.name
     line_up = 0.0 if cell.label else (cell.height - CELL_HEIGHT) / 2
@@ -123,7 +127,7 @@ def _cell(cell: Cell, label: str) -> str:
     return (
         f"<g>{svg_title(cell.name + (f': {label}' if label else ''))}"
         f'<rect x="{cell.x:.1f}" y="{cell.y:.1f}" width="{cell.width:.1f}" height="{cell.height:.1f}" '
-        f'rx="{9 if cell.kind == "mlp" else 2}" fill="{fill}" stroke="{line}" stroke-width="1"/>{text}</g>'
+        f'rx="{_ROUND.get(cell.kind, 2)}" fill="{fill}" stroke="{line}" stroke-width="1"{dash}/>{text}</g>'
     )
 
 
@@ -163,7 +167,8 @@ def _legend(view: CircuitView, circuit: Circuit, layout: Layout, largest: float,
         unit = "|score|" + (f" ({view.metric})" if view.metric else "")
         room = int((width - at - (175 if shared else 10)) / 5.6)
         parts.append(svg_text(shorten(f"{unit}, {circuit.scores.method}", room), at - 6, 40, 10.5))
-    for port, meaning in (("q", "query"), ("k", "key"), ("v", "value")):
+    tabbed = any(tab.slot.port for tab in layout.tabs)
+    for port, meaning in (("q", "query"), ("k", "key"), ("v", "value")) if tabbed else ():
         parts.append(_tab(port, "", x + 8, 23) + svg_text(meaning, x + 20, 22, 10.5))
         x += 20 + 5.6 * len(meaning) + 12
     if shared:
