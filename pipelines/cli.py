@@ -124,11 +124,18 @@ def _trace(options: argparse.Namespace) -> None:
     from pipelines.trace import TraceSettings
 
     config = build(flag_settings(options))
-    taken = {field.name for field in dataclasses.fields(TraceSettings)} - {"prompt", "targets", "model", "bos"}
+    taken = {field.name for field in dataclasses.fields(TraceSettings)} - {
+        "prompt",
+        "targets",
+        "model",
+        "bos",
+        "transcoders",
+    }
     settings = TraceSettings(
         prompt=options.prompt or "",
         targets=tuple(options.targets),
         model=config.model,
+        transcoders=config.transcoders,
         bos=config.task.bos,
         **{name: getattr(options, name) for name in taken},
     )

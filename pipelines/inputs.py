@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock
 from pipelines.config import ModelConfig, RunConfig
-from pipelines.fingerprint import hash_file, hash_model_directory, hash_pairs, hash_transcoder_directory
+from pipelines.fingerprint import hash_file, hash_model_directory, hash_pairs
 from pipelines.settings import ConfigError
+from pipelines.transcoders import hash_transcoders, read_transcoders
 
 if TYPE_CHECKING:
     from discovery.batch import Batch
@@ -97,10 +98,10 @@ class Inputs:
 
     def _transcoder_hashes(self) -> dict[str, Any]:
         name = self.config.transcoders.name
-        if name is None or not Path(name).is_dir():
+        if name is None:
             return {}
         with self.clock.time("hashes"):
-            return {"transcoders": hash_transcoder_directory(Path(name))}
+            return {"transcoders": hash_transcoders(name)}
 
     def prepare(self) -> None:
         """Loads the model, tokenises the pairs, chooses features, checks the first batch, measures the ablation."""
@@ -130,17 +131,12 @@ class Inputs:
         from discovery.feature_choice import choose_features
         from discovery.feature_model import FeatureModel
         from discovery.methods.eap_ig import quadrature
-        from discovery.transcoder_source import load_transcoders
         from discovery.workload import Workload
 
         wanted = self.config.transcoders
         assert wanted.name is not None
         with self.clock.time("transcoders"):
-            options = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.load.items()}
-            try:
-                transcoders = load_transcoders(wanted.name, **options)
-            except TypeError as error:
-                raise ConfigError(f"transcoders.load: {error}") from None
+            transcoders = read_transcoders(wanted.name, wanted)
         with self.clock.time("features"):
             if self.choice is None:
                 # Means are measured with the features of every dictionary, not with those of this graph.

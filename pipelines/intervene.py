@@ -82,7 +82,7 @@ def _record(
         "settings": settings_of(config),
         "inputs": {
             **hashes,
-            "transcoders": None if transcoders is None else hash_transcoders(Path(transcoders.name)),
+            "transcoders": None if transcoders is None else hash_transcoders(transcoders.name),
             **{name: hash_file(Path(name)) for name in (request.direction, *(request.difference or ())) if name},
         },
         "versions": versions(),

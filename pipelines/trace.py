@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.clock import Clock, peak_memory_bytes
-from pipelines.config import ModelConfig
+from pipelines.config import ModelConfig, TranscodersConfig
 from pipelines.fingerprint import edgewise_version, hash_model_directory, hash_settings, versions
 from pipelines.inputs import load, model_place, model_title
 from pipelines.settings import ConfigError
 from pipelines.store import ADJACENCY, EXPORTS, GRAPH, NODES, VALIDATION, RunStore
-from pipelines.transcoders import hash_transcoders, transcoders_place
+from pipelines.transcoders import hash_transcoders, read_transcoders, transcoders_place
 
 if TYPE_CHECKING:
     from discovery.component_model import ComponentModel
@@ -34,8 +34,8 @@ class TraceSettings:
     """A text, or a JSON file of token ids."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """The model."""
-    transcoders: str | None = None
-    """Directory or hub name; None = those that come with the embedded model."""
+    transcoders: TranscodersConfig = dataclasses.field(default_factory=TranscodersConfig)
+    """Which transcoders, and how they are read; without a name those that come with the embedded model."""
     targets: tuple[str, ...] = ()
     """What to explain, as `discovery.targets.parse_targets` reads it; empty = the file's targets, else likely tokens."""
     keep: float = 0.999
@@ -126,7 +126,7 @@ class _Tracer:
         self.settings = settings
         self.clock = Clock()
         described = {"command": "trace", **dataclasses.asdict(settings)}
-        self.place = transcoders_place(settings.transcoders, settings.model)
+        self.place = transcoders_place(settings.transcoders.name, settings.model)
         if is_token_file(settings.prompt):
             described["prompt"] = {
                 "file": settings.prompt,
@@ -134,7 +134,7 @@ class _Tracer:
             }
         inputs = {
             "model": hash_model(settings.model),
-            "transcoders": hash_transcoders(Path(self.place)),
+            "transcoders": hash_transcoders(self.place),
         }
         self.store = RunStore(out or default_directory(settings, described))
         self.store.open({"edgewise": edgewise_version(), "config": described, "inputs": inputs}, "", overwrite)
@@ -152,11 +152,9 @@ class _Tracer:
 
     @property
     def transcoders(self) -> TranscoderSet:
-        from discovery.transcoder_source import load_transcoders
-
         if self._transcoders is None:
             with self.clock.time("transcoders"):
-                self._transcoders = load_transcoders(self.place)
+                self._transcoders = read_transcoders(self.place, self.settings.transcoders)
         return self._transcoders
 
     @property
@@ -209,7 +207,7 @@ class _Tracer:
             closure = check_closure(self.replacement, targets)
         facts = {
             "model": model_title(self.settings.model),
-            "transcoders": self.transcoders.name if self.settings.transcoders else "the embedded model's",
+            "transcoders": self.transcoders.name if self.settings.transcoders.name else "the embedded model's",
             "closure": closure,
             "active_features": len(self.replacement.features),
             "fixed_prefix": self.settings.fixed_prefix,

@@ -19,8 +19,8 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="a text, or a JSON file of token ids; none: the task"
     )
-    add_flags(parser, ("model", "task", "seed", "out"), leave_out=("--kv-heads", "--metric", "--misaligned"))
-    add_transcoders(parser)
+    unused = ("--kv-heads", "--metric", "--misaligned", "--features", "--heads")
+    add_flags(parser, ("model", "transcoders", "task", "seed", "out"), leave_out=unused)
     group = parser.add_argument_group("graph")
     group.add_argument(
         "--targets", nargs="+", default=(), metavar="T", help="what to explain (default: the likely next tokens)"
@@ -76,10 +76,3 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
         "--formats", default="svg,neuronpedia", metavar="F,...", help="pictures and files (default: svg,neuronpedia)"
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew in a directory that holds another run")
-
-
-def add_transcoders(parser: argparse.ArgumentParser) -> None:
-    """Adds `--transcoders`."""
-    parser.add_argument(
-        "--transcoders", metavar="DIR", help="directory or hub name (default: those of the embedded model)"
-    )

@@ -17,7 +17,7 @@ from pipelines.inputs import load, model_title, read_task
 from pipelines.settings import ConfigError
 from pipelines.store import EXPORTS, RunStore
 from pipelines.trace import TraceSettings, check_tokens, hash_model
-from pipelines.transcoders import hash_transcoders, transcoders_place
+from pipelines.transcoders import hash_transcoders, read_transcoders, transcoders_place
 
 if TYPE_CHECKING:
     from discovery.component_model import ComponentModel
@@ -51,10 +51,10 @@ def trace_task(
     limited = dataclasses.replace(config.task, limit=PAIRS if config.task.limit is None else config.task.limit)
     config = dataclasses.replace(config, task=limited)
     task = read_task(config)
-    place = transcoders_place(settings.transcoders, settings.model)
+    place = transcoders_place(settings.transcoders.name, settings.model)
     described = {"command": "trace", "settings": settings_of(config), "trace": dataclasses.asdict(settings)}
     inputs = {
-        "model": hash_model(settings.model), "transcoders": hash_transcoders(Path(place)), "task": hash_pairs(task.pairs)
+        "model": hash_model(settings.model), "transcoders": hash_transcoders(place), "task": hash_pairs(task.pairs)
     }  # fmt: skip
     store = RunStore(config.out or Path("runs") / f"trace-{task.name}-{hash_settings(described)}")
     store.open({"edgewise": edgewise_version(), "config": described, "inputs": inputs}, "", overwrite)
@@ -122,18 +122,12 @@ def _traced(
                 if store.path(name).exists():
                     graph = read_graph(store.path(name).read_bytes())
                 else:
-                    transcoders = transcoders or _load(place)
+                    transcoders = transcoders or read_transcoders(place, settings.transcoders)
                     graph = _trace(model, transcoders, pair, pair.clean if side == "clean" else pair.corrupt, settings)
                     store.write_bytes(name, export_json(graph))
                 sides[side].append(graph)
                 bar.update()
     return sides
-
-
-def _load(place: str) -> TranscoderSet:
-    from discovery.transcoder_source import load_transcoders
-
-    return load_transcoders(place)
 
 
 def _trace(

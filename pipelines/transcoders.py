@@ -1,12 +1,16 @@
-"""Which transcoders a command uses, and what they are known by."""
+"""Which transcoders a command uses, how they are read, and what they are known by."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.config import ModelConfig
+from pipelines.config import ModelConfig, TranscodersConfig
+from pipelines.fingerprint import hash_transcoder_directory
 from pipelines.settings import ConfigError
+
+if TYPE_CHECKING:
+    from discovery.transcoder import TranscoderSet
 
 
 def transcoders_place(named: str | None, model: ModelConfig) -> str:
@@ -22,9 +26,19 @@ def transcoders_place(named: str | None, model: ModelConfig) -> str:
     return str(transcoder_directory())
 
 
-def hash_transcoders(directory: Path) -> dict[str, Any] | str:
-    """Sizes and times of a directory's files: cheap to tell whether anything changed, however large; a hub name is itself."""
-    if not directory.is_dir():
-        return str(directory)
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+def read_transcoders(place: str, config: TranscodersConfig) -> TranscoderSet:
+    """The transcoders of a directory or hub name, read as the settings say. Raises ConfigError for an unknown option."""
+    from discovery.transcoder_source import load_transcoders
+
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config.load.items()
+    }
+    try:
+        return load_transcoders(place, **options)
+    except TypeError as error:
+        raise ConfigError(f"transcoders.load: {error}") from None
+
+
+def hash_transcoders(place: str) -> dict[str, str] | str:
+    """Hashes of a directory's files; a hub name is itself."""
+    return hash_transcoder_directory(Path(place)) if Path(place).is_dir() else place
