@@ -39,10 +39,14 @@ def random_attribution(
     for row, node in enumerate(nodes):
         if node.kind not in ("feature", "logit", "difference"):
             continue
-        depth = layers if node.kind != "feature" else node.layer
+        depth = layers if node.layer is None else node.layer
         for column, source in enumerate(nodes):
             earlier = source.kind in ("token", *CONSTANTS) or (source.layer is not None and source.layer < depth)
-            if earlier and source.kind not in ("logit", "difference") and source.position <= node.position:
+            if (
+                earlier
+                and source.kind not in ("logit", "difference")
+                and int(source.position or 0) <= int(node.position or 0)
+            ):
                 matrix[row, column] = rng.standard_t(3) * (rng.random() < density)
     if ties:
         matrix = np.sign(matrix).astype(np.float32) * 10

@@ -151,10 +151,12 @@ def test_what_is_wrong_with_an_adjacency_is_said_in_one_line() -> None:
     names, count = nodes_json(graph), len(graph.nodes)
     indices = graph.weights.indices.copy()
     indices[0] = count
+    indptr = graph.weights.indptr.copy()
+    indptr[1] = indptr[-1]
     cases = {
         "no array 'rest'": {"rest": None},
         "'indices' names a node": {"indices": indices},
-        "'indptr' does not fit": {"indptr": graph.weights.indptr[::-1].copy()},
+        "'indptr' does not fit": {"indptr": indptr},
         "'data' is not a row of float32": {"data": graph.weights.data.astype(np.float64)},
         "not finite": {"data": graph.weights.data * np.float32(np.nan)},
         "shape": {"shape": np.array([3, 3])},

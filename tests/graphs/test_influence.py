@@ -134,6 +134,52 @@ def test_an_input_that_does_not_lie_before_its_target_is_named() -> None:
         measure(replace(graph, weights=csr_array(matrix)))
 
 
+@pytest.mark.parametrize("spread", ["near", "wide", "equal"])
+def test_the_cut_is_where_sorting_puts_it(spread: str) -> None:
+    rng = np.random.default_rng(0)
+    scores = {
+        "near": 1 + 0.05 * rng.random(5000),  # all in a few of the bins that are counted
+        "wide": np.exp(20 * rng.normal(size=5000)) * (rng.random(5000) > 0.1),
+        "equal": rng.integers(0, 4, 5000) / 3,
+    }[spread]
+    down = np.sort(scores)[::-1]
+    shares = np.cumsum(down) / down.sum()
+    for share in (0.0, 0.1, 0.5, 0.8, 0.98, 0.9999):
+        least = module._cut(lambda: np.array_split(scores, 7), share)
+        expected = down[int(np.searchsorted(shares, share))]
+        np.testing.assert_array_equal(scores >= least, scores >= expected * (1 - 1e-9))
+
+
+def test_equal_scores_stay_together_however_they_were_summed() -> None:
+    scores = np.array([0.3, 0.1 + 0.2, 0.1])
+    assert scores[0] != scores[1]
+    elevenths = np.array([5 / 11, 4 / 11, 2 / 11])
+    assert np.cumsum(elevenths)[1] < 9 / 11 * np.cumsum(elevenths)[2]  # by rounding alone
+    assert (elevenths >= module._cut(lambda: [elevenths], 9 / 11)).sum() == 2
+    for order in ([0, 1, 2], [1, 0, 2]):
+        assert (scores[order] >= module._cut(lambda order=order: [scores[order]], 0.3)).sum() == 2
+
+
+def test_a_chain_that_leads_nowhere_is_dropped_whole() -> None:
+    nodes = [NodeId("feature", layer, 0, 0) for layer in range(6)]
+    nodes += [
+        NodeId("error", 0, position=0),
+        NodeId("token", index=1, position=0),
+        NodeId("logit", index=1, position=0),
+    ]
+    graph = from_dense(np.zeros((9, 9), dtype=np.float32), nodes, [8], [1.0], (1,), np.random.default_rng(0))
+    chain = [(0, 1), (1, 2), (2, 3), (7, 0), (6, 0)]  # ends in feature 3, which nothing reads
+    fed = [(4, 5), (5, 8)]  # feature 4 has no inputs
+    rows, columns = (np.array([edge[end] for edge in (*chain, *fed)]) for end in (1, 0))
+    stays = np.isin(graph.kinds, ("token", "logit"))
+    edges = module.Entries(rows, columns, np.ones(len(rows)))
+    alive = module._alive(graph, np.ones(9, dtype=bool), edges, stays)
+    assert np.flatnonzero(alive).tolist() == [7, 8]
+    whole = module.Entries(*(np.append(part, end) for part, end in zip(edges[:2], (8, 3))), np.ones(len(rows) + 1))
+    alive = module._alive(graph, np.ones(9, dtype=bool), whole, stays)
+    assert np.flatnonzero(alive).tolist() == [0, 1, 2, 3, 6, 7, 8]
+
+
 def test_thresholds_are_shares() -> None:
     with pytest.raises(ValueError, match=r"edge_threshold is 1\.5"):
         prune(random_attribution(0), 0.8, 1.5)
