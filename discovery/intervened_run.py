@@ -69,7 +69,7 @@ class Outcome:
 
 def untouched_pass(model: ComponentModel, prompts: Prompts, patterns: bool = True) -> Untouched:
     """Record the untouched model's pass. patterns: with attention patterns (needed to freeze; eager attention is used)."""
-    blocks, moved = find_blocks(model.hf, model.arch, False), _moved(prompts, model.device)
+    blocks, moved = find_blocks(model.hf, model.arch, False), prompts.to(model.device)
     with session(model.hf, model.arch, blocks), torch.no_grad():
         seen = record_pass(model.hf, model.arch, blocks, moved.sequences, patterns=patterns)
     return Untouched(blocks, moved, seen)
@@ -94,19 +94,11 @@ def intervened_pass(
     circuit-tracer's constrained layers. untouched: the recorded pass, to be used again; of one row it serves all rows.
     reads: (rows, columns) where logits are wanted; by default the last column of every row. Raises BadIntervention.
     """
-    prompts = _moved(tokens if isinstance(tokens, Prompts) else prompts_of([tokens.tolist()]), model.device)
+    prompts = (tokens if isinstance(tokens, Prompts) else prompts_of([tokens.tolist()])).to(model.device)
     if (freeze != "none" or constrained) and untouched is None:
         untouched = untouched_pass(model, prompts)
     run = _Run(model, transcoders, prompts, edits, directions, freeze, frozenset(constrained), untouched, streams)
     return run.forward(reads)
-
-
-def _moved(prompts: Prompts, device: torch.device) -> Prompts:
-    own = prompts.sequences
-    if own.tokens.device == device:
-        return prompts
-    parts = (own.tokens.to(device), own.mask.to(device), own.positions.to(device))
-    return Prompts(type(own)(*parts, None), prompts.lengths.to(device))
 
 
 class _Run:

@@ -37,6 +37,14 @@ class Prompts:
         """Column of each row's first token."""
         return self.sequences.mask.shape[1] - self.sequences.mask.sum(1)
 
+    def to(self, device: torch.device | str) -> Prompts:
+        """The same prompts on a device (themselves when they are there already)."""
+        own = self.sequences
+        if own.tokens.device == torch.device(device):
+            return self
+        moved = Sequences(own.tokens.to(device), own.mask.to(device), own.positions.to(device), None)
+        return Prompts(moved, self.lengths.to(device))
+
     def columns(self, position: int) -> Int[Tensor, " row"]:
         """Column of one position of every prompt (negative: from its end). Raises BadIntervention where a prompt has none."""
         places = self.lengths + position if position < 0 else torch.full_like(self.lengths, position)
@@ -107,6 +115,7 @@ class Edit:
         """The new value of [row pos] activations or [row pos d] vectors."""
         value = self.value.to(old) if isinstance(self.value, Tensor) else self.value
         new = old * value if self.operation == "scale" else old + value if self.operation == "add" else value
+        places = places.to(old.device)
         where = places if old.ndim == 2 else places[..., None]
         return torch.where(where, torch.as_tensor(new, dtype=old.dtype, device=old.device), old)
 

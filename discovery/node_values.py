@@ -98,6 +98,7 @@ class Resolver:
 
     def edits(self, prompts: Prompts) -> list[Edit]:
         """The edits of one batch. Raises BadIntervention for a position that a prompt or donor does not have."""
+        prompts = prompts.to(self._model.device)
         found: list[Edit] = []
         for one in self._interventions:
             try:
@@ -129,7 +130,7 @@ def _donor_columns(
     if position is not None:
         column = donor.columns(position if donor_position is None else donor_position)
         return column[:, None].expand(shape), torch.ones(shape, dtype=torch.bool, device=device)
-    places = torch.arange(shape[1], device=device) - prompts.starts.to(device)[:, None]
-    longest = torch.minimum(donor.lengths, prompts.lengths.to(device))[:, None]
+    places = torch.arange(shape[1], device=device) - prompts.starts[:, None]
+    longest = torch.minimum(donor.lengths, prompts.lengths)[:, None]
     valid = (places >= 0) & (places < longest)
     return (donor.starts[:, None] + places).where(valid, 0), valid
