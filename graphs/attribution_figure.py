@@ -20,13 +20,13 @@ _MOST_COLUMNS = 20  # prompts up to this length show every token
 
 
 def attribution_figure(graph: PrunedGraph, most_nodes: int = MOST_NODES, most_edges: int = MOST_EDGES) -> Figure:
-    """The figure of one prompt. Members of a supernode at one place (layer and position) are drawn as one."""
+    """The figure of one prompt. Members of a supernode at one position are drawn as one where that is possible."""
     sizes = _or_else(graph.influence, 1 - np.nan_to_num(graph.cumulative, nan=1.0))
     strengths = _or_else(graph.edge_scores, np.abs(graph.weights.astype(np.float64)))
     free, others = _candidates(graph, sizes)
     nodes, edges = strongest(graph.edges, sizes, strengths, free, others, most_nodes, most_edges)
     columns = _columns(graph, nodes, edges)
-    lead, groups = _leads(graph, nodes)
+    lead, groups = _leads(graph, nodes, edges)
     marks = _marks(graph, nodes, lead, groups, columns, sizes) + _token_marks(graph, nodes, columns)
     arrows = _arrows(graph, edges, lead, strengths)
     scored = not np.isnan(graph.edge_scores).any()
@@ -114,17 +114,34 @@ def _position(graph: PrunedGraph, node: NodeId) -> int:
     return node.position if isinstance(node.position, int) else len(graph.tokens) - 1
 
 
-def _leads(graph: PrunedGraph, drawn: Bool[np.ndarray, " node"]) -> tuple[dict[NodeId, NodeId], dict[NodeId, int]]:
-    """The node that each drawn node is drawn as, and the supernode of each of those."""
+def _leads(
+    graph: PrunedGraph, drawn: Bool[np.ndarray, " node"], edges: Int[np.ndarray, " drawn"]
+) -> tuple[dict[NodeId, NodeId], dict[NodeId, int]]:
+    """The node that each drawn node is drawn as, and the supernode of each of those.
+
+    Members of a supernode at one position are drawn as one, in the highest of their layers, unless one of them leads to a
+    node that does not lie above that: then only those of one layer are.
+    """
     member = {node: place for place, group in enumerate(graph.supernodes) for node in group.nodes}
-    lead: dict[NodeId, NodeId] = {}
-    first: dict[tuple[int, int | None, int], NodeId] = {}
-    for node, shown in zip(graph.nodes, drawn):
-        if shown:
-            place = (member.get(node, -1), node.layer, _position(graph, node))
-            merges = node in member and node.kind in ("feature", "error", "head")
-            lead[node] = first.setdefault(place, node) if merges else node
+    together: dict[tuple[int, int], set[int]] = defaultdict(set)
+    lead = {graph.nodes[place]: graph.nodes[place] for place in np.flatnonzero(drawn).tolist()}
+    for node in lead:
+        if node in member and node.layer is not None:
+            together[member[node], _position(graph, node)].add(graph.index[node])
+    for places in together.values():
+        top = max(_level(graph, graph.nodes[place]) for place in places)
+        after = {t for s, t in graph.edges[edges].tolist() if s in places and t not in places}
+        whole = all(_level(graph, graph.nodes[place]) > top for place in after)
+        first: dict[int | None, NodeId] = {}
+        for place in sorted(places):
+            node = graph.nodes[place]
+            lead[node] = first.setdefault(None if whole else node.layer, node)
     return lead, {node: member[node] for node in set(lead.values()) if node in member}
+
+
+def _level(graph: PrunedGraph, node: NodeId) -> int:
+    """Outputs stand above all layers, tokens below."""
+    return -1 if node.kind == "token" else graph.layers if node.layer is None else node.layer
 
 
 def _marks(
@@ -151,7 +168,7 @@ def _marks(
         marks.append(
             Mark(
                 node=node,
-                level=graph.layers if node.layer is None else node.layer,
+                level=max(_level(graph, graph.nodes[i]) for i in members),
                 column=columns[_position(graph, node)],
                 text=_short(graph, node, text, members[0]),
                 tip="\n".join(_tip(graph, place) for place in members),
@@ -223,6 +240,8 @@ def _arrows(
     for place in edges.tolist():
         source, target = (graph.nodes[end] for end in graph.edges[place].tolist())
         key = (lead[source], lead[target])
+        if key[0] == key[1]:
+            continue
         values[key] += math.copysign(strengths[place], graph.weights[place])
         tips[key].append(f"{source}->{target}  {graph.weights[place]:+.4g}")
         if not math.isnan(graph.edge_scores[place]):

@@ -138,24 +138,38 @@ def test_a_large_graph_shows_its_strongest_part_and_says_so() -> None:
     assert any(mark.text.startswith("⋯") for mark in figure.marks)
 
 
-def test_members_of_a_supernode_at_one_place_are_drawn_as_one() -> None:
-    graph = _whole()
-    places: dict[tuple[int | None, int | str | None], list] = {}
-    for node in graph.nodes:
-        if node.kind in ("feature", "error"):
-            places.setdefault((node.layer, node.position), []).append(node)
-    members = next(nodes for nodes in places.values() if len(nodes) > 1)
-    grouped = replace(graph, supernodes=(Supernode("both", tuple(members)),))
+def _drawn_values(graph: PrunedGraph) -> dict[tuple[str, str], float]:
+    return {(str(a.source), str(a.target)): a.value for a in attribution_figure(graph).arrows}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_members_of_a_supernode_at_one_position_are_drawn_as_one(seed: int) -> None:
+    graph = prune(random_attribution(seed, features=20, width=3, layers=3), 0.9, 0.9)
+    features = [node for node in graph.nodes if node.kind == "feature" and node.position == 2]
+    members = tuple(features[seed % 2 :][:4])
+    grouped = replace(graph, supernodes=(Supernode("some", members),))
     before, after = attribution_figure(graph), attribution_figure(grouped)
-    assert len(after.marks) == len(before.marks) - len(members) + 1
-    mark = next(mark for mark in after.marks if mark.group == 0)
-    assert mark.text == f"both ×{len(members)}"
-    assert all(str(member) in mark.tip for member in members)
-    total = sum(arrow.value for arrow in before.arrows)
-    assert sum(arrow.value for arrow in after.arrows) == pytest.approx(total)
-    content = ATTRIBUTION_EXPORTERS["svg"](grouped).decode("utf-8")
-    assert GROUP_COLOURS[0] in content
-    assert GROUP_COLOURS[0] not in ATTRIBUTION_EXPORTERS["svg"](graph).decode("utf-8")
+    marks = [mark for mark in after.marks if mark.group == 0]
+    assert sum(str(member) in mark.tip for mark in marks for member in members) == len(members)
+    assert len(after.marks) == len(before.marks) - len(members) + len(marks)
+    top = max(node.layer or 0 for node in members)
+    inside = {str(node) for node in members}
+    leave = [arrow.target for arrow in before.arrows if str(arrow.source) in inside and str(arrow.target) not in inside]
+    level = {mark.node: mark.level for mark in before.marks}
+    if all(level[node] > top for node in leave):
+        assert [(mark.level, mark.text) for mark in marks] == [(top, f"some ×{len(members)}")]
+    else:
+        assert len(marks) == len({node.layer for node in members})
+    lead = {str(member): str(mark.node) for mark in marks for member in members if str(member) in mark.tip}
+    expected: dict[tuple[str, str], float] = {}
+    for (source, target), value in _drawn_values(graph).items():
+        ends = lead.get(source, source), lead.get(target, target)
+        if ends[0] != ends[1]:
+            expected[ends] = expected.get(ends, 0.0) + value
+    assert _drawn_values(grouped) == pytest.approx(expected)
+    assert ATTRIBUTION_EXPORTERS["svg"](grouped).count(GROUP_COLOURS[0].encode()) > len(marks)
+    assert GROUP_COLOURS[0].encode() not in ATTRIBUTION_EXPORTERS["svg"](graph)
+    place_figure(after)
 
 
 def test_the_title_says_the_scores() -> None:

@@ -175,7 +175,7 @@ def test_a_chain_that_leads_nowhere_is_dropped_whole() -> None:
     edges = module.Entries(rows, columns, np.ones(len(rows)))
     alive = module._alive(graph, np.ones(9, dtype=bool), edges, stays)
     assert np.flatnonzero(alive).tolist() == [7, 8]
-    whole = module.Entries(*(np.append(part, end) for part, end in zip(edges[:2], (8, 3))), np.ones(len(rows) + 1))
+    whole = module.Entries(np.append(rows, 8), np.append(columns, 3), np.ones(len(rows) + 1))
     alive = module._alive(graph, np.ones(9, dtype=bool), whole, stays)
     assert np.flatnonzero(alive).tolist() == [0, 1, 2, 3, 6, 7, 8]
 
