@@ -71,6 +71,9 @@ def trace_summary(graph: PrunedGraph) -> str:
                 f"interventions {_number(found['signs'])} signs agree, correlation {_number(found['pearson'])} "
                 f"({found['count']} effects of features, {title})"
             )
+    if facts.get("head_flow"):
+        heads = [f"{head} {share:.2f}" for head, share in list(facts["head_flow"].items())[:6]]
+        lines.append(f"heads         {', '.join(heads)}  (influence on the targets that sources send through them)")
     return "\n".join([*lines, "", *_strongest_lines(graph), ""])
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from discovery.targets import Target
     from discovery.transcoder import TranscoderSet
     from graphs.attribution import AttributionGraph
+    from graphs.node import NodeId
     from graphs.pruned import PrunedGraph
 
 
@@ -56,12 +57,14 @@ class TraceSettings:
     """So many of the strongest features, and twice as many edges, are checked by interventions; 0 = none."""
     split_heads: bool = True
     """Whether the edges that are left are split by the heads that they run through."""
+    explain_attention: int = 3
+    """Of so many heads that carry most, why they attend where the strongest edge through them comes from; 0 = none."""
 
     def __post_init__(self) -> None:
         for name in ("keep", "node_threshold", "edge_threshold"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: a share, above 0 and up to 1")
-        for name, least in (("fixed_prefix", 0), ("validate", 0), ("max_features", 1)):
+        for name, least in (("fixed_prefix", 0), ("validate", 0), ("explain_attention", 0), ("max_features", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: a whole number from {least} on")
@@ -178,7 +181,8 @@ class _Tracer:
                 )
         return self._replacement
 
-    def _targets(self) -> tuple[Target, ...]:
+    @property
+    def targets(self) -> tuple[Target, ...]:
         from discovery.single_prompt import read_token_file
         from discovery.targets import likely_targets, parse_targets
 
@@ -202,7 +206,7 @@ class _Tracer:
         if self.store.finished("attribution"):
             with self.store.path(ADJACENCY).open("rb") as file:
                 return read_adjacency(self.store.path(NODES).read_bytes(), file)
-        targets = self._targets()
+        targets = self.targets
         with self.clock.time("closure"):
             closure = check_closure(self.replacement, targets)
         facts = {
@@ -250,7 +254,32 @@ class _Tracer:
         with self.clock.time("prune"):
             pruned = prune(graph, self.settings.node_threshold, self.settings.edge_threshold)
         facts = dict(pruned.facts) | ({} if validation is None else {"validation": validation})
+        if not self.settings.split_heads:
+            return dataclasses.replace(pruned, facts=facts)
+        from discovery.head_split import split_graph
+
+        with self.clock.time("heads"):
+            splits = split_graph(self.replacement, self.targets, pruned)
+            flow = splits.head_flow()
+            facts["head_flow"] = {str(head): value for head, value in flow.items()}
+            pruned = dataclasses.replace(pruned, through=splits.through())
+            facts["attention"] = self._explain(pruned, list(flow)[: self.settings.explain_attention])
         return dataclasses.replace(pruned, facts=facts)
+
+    def _explain(self, graph: PrunedGraph, heads: Sequence[NodeId]) -> list[dict[str, Any]]:
+        """Why the heads look from the target of the strongest edge through them to its source."""
+        from discovery.qk_attribution import qk_attribution
+
+        found = []
+        for head in heads:
+            carried = {place: abs(parts.get(str(head), 0.0)) for place, parts in graph.through.items()}
+            best = max(carried, key=lambda place: carried[place])
+            source, target = (graph.nodes[place].position for place in graph.edges[best].tolist())
+            if head.layer is None or head.index is None or not isinstance(source, int) or not isinstance(target, int):
+                continue
+            terms = qk_attribution(self.replacement, head.layer, head.index, query=target, key=source, contrast=True)
+            found.append({"edge": graph.edge_names[best], **terms.to_json()})
+        return found
 
     def finish(self) -> None:
         """Notes what it took."""

@@ -73,6 +73,13 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
         "--split-heads", action=argparse.BooleanOptionalAction, default=True, help="say which heads edges run through"
     )
     group.add_argument(
+        "--explain-attention",
+        type=int,
+        default=3,
+        metavar="N",
+        help="say why N heads attend where they do (default: 3)",
+    )
+    group.add_argument(
         "--formats", default="svg,neuronpedia", metavar="F,...", help="pictures and files (default: svg,neuronpedia)"
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew in a directory that holds another run")

@@ -39,7 +39,11 @@ def test_a_written_file_reads_back_as_the_same_configuration(config: RunConfig, 
 
 
 def test_every_setting_has_a_flag_and_every_flag_a_setting() -> None:
-    free = {("task", "options"), ("method", "options"), ("transcoders", "load")}  # these are given by --set and in the file
+    free = {
+        ("task", "options"),
+        ("method", "options"),
+        ("transcoders", "load"),
+    }  # these are given by --set and in the file
     assert {flag.path for flag in FLAGS} == set(known_paths()) - free
     assert len({flag.name for flag in FLAGS}) == len(FLAGS)
 
