@@ -20,6 +20,7 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
         "prompt", nargs="?", metavar="PROMPT", help="a text, or a JSON file of token ids; none: the task"
     )
     unused = ("--kv-heads", "--metric", "--misaligned", "--features", "--heads")
+    unused += ("--feature-steps", "--recheck", "--recheck-tolerance")
     add_flags(parser, ("model", "transcoders", "task", "seed", "out"), leave_out=unused)
     group = parser.add_argument_group("graph")
     group.add_argument(
