@@ -19,7 +19,8 @@ a0.h3 a head, a0.h* all heads, m2 an MLP; @4 or @-1 behind a name is a position 
   --set "f0.*@4=swap"          from --donor, or from a task's corrupt prompts, at the same position
   --set "f0.*@4=swap@6:PROMPT" from position 6 of another prompt
 examples:
-  edgewise intervene "The capital of the country of Lyon is" --set "f0.*@7=swap:The capital of the country of Kyoto is"
+  edgewise intervene "The city of Lyon is in the country whose capital is" \\
+      --set "f0.*@4=swap:The city of Kyoto is in the country whose capital is"
   edgewise intervene --task ioi --set "a1.h0,a1.h2=mean"
   edgewise intervene "She was" --difference glad.txt sad.txt --add 2 --streams 2 --generate 20"""
 

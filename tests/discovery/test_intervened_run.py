@@ -14,13 +14,19 @@ from discovery.intervened_run import intervened_pass, untouched_pass
 from discovery.intervention import BadIntervention, DirectionEdit, Edit, Prompts, prompts_of
 from discovery.replacement import LocalReplacement
 from discovery.sites import at_site
-from discovery.transcoder import Site
+from discovery.transcoder import TRANSCODER_READS, TRANSCODER_WRITES, Site
 from graphs.node import NodeId
 from tests.discovery.tiny_models import FAMILIES, tiny_model
 from tests.discovery.tiny_transcoders import KINDS, TranscoderKind, random_tokens, tiny_transcoders
 
 # Each family with one kind, and one family with every kind.
-PAIRS = [*zip(FAMILIES, KINDS * 3), *(("llama", kind) for kind in KINDS), ("gemma2", "skip"), ("gptj", "cross-layer")]
+PAIRS = [
+    *zip(FAMILIES, KINDS * 3),
+    *(("llama", kind) for kind in KINDS),
+    ("gemma2", "skip"),
+    ("gptj", "cross-layer"),
+    ("olmo2", "skip"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +83,16 @@ def test_without_interventions_every_run_is_the_model(model, family: str) -> Non
             assert close(outcome.preactivations(layer)[1, -8:], alone.preactivations(layer)[0])
 
 
-@pytest.mark.parametrize(("family", "kind"), PAIRS)
-def test_frozen_doubling_is_the_edge(model, family: str, kind: TranscoderKind) -> None:
+SITED = [
+    (*pair, reads, writes)
+    for pair, reads, writes in zip(PAIRS, TRANSCODER_READS * len(PAIRS), TRANSCODER_WRITES * len(PAIRS))
+]
+
+
+@pytest.mark.parametrize(("family", "kind", "reads", "writes"), SITED)
+def test_frozen_doubling_is_the_edge(model, family: str, kind: TranscoderKind, reads: Site, writes: Site) -> None:
     model = model(family)
-    transcoders = tiny_transcoders(model, kind)
+    transcoders = tiny_transcoders(model, kind, reads=reads, writes=writes)
     tokens = random_tokens(model, seed=1)[0]
     replacement = LocalReplacement(model, transcoders, tokens)
     features = replacement.features
