@@ -112,15 +112,14 @@ def whole_graph(
     edges: np.ndarray,
     edge_entries: list[dict[str, Any]],
 ) -> PrunedGraph:
-    """The graph of what `describe` gave and of nodes and edges that are read already.
-
-    edge_entries: for each edge its `weight`, `score` and perhaps `through`. Raises BadGraphFile.
-    """
+    """The graph of what `describe` gave and of nodes and edges that are read already. edge_entries: for each edge its
+    `weight`, `score` and perhaps `through`. Raises BadGraphFile."""
     check_distinct(nodes, "nodes")
     check_distinct(list(map(tuple, edges.tolist())), "edges (places of source and target)")
     tokens, targets = objects(data, "tokens", _FILE), objects(data, "targets", _FILE)
     where = [f"{nodes[source]}->{nodes[target]}" for source, target in edges.tolist()]
     pruning = take(data, "pruning", dict, _FILE)
+    index = {str(node): place for place, node in enumerate(nodes)}
     try:
         return PrunedGraph(
             nodes=nodes,
@@ -128,11 +127,7 @@ def whole_graph(
             weights=numbers(edge_entries, "weight", np.float32, where),
             edge_scores=numbers(edge_entries, "score", np.float64, where),
             **measures,
-            targets=places_of(
-                [take(entry, "node", str, "targets") for entry in targets],
-                {str(node): place for place, node in enumerate(nodes)},
-                "targets",
-            ),
+            targets=places_of([take(entry, "node", str, "targets") for entry in targets], index, "targets"),
             target_weights=np.array([take(entry, "weight", float, "targets") for entry in targets]),
             token_ids=tuple(take(entry, "id", int, "tokens") for entry in tokens),
             tokens=tuple(take(entry, "text", str, "tokens") for entry in tokens),
@@ -144,10 +139,7 @@ def whole_graph(
             whole=_whole(pruning.get("whole")),
             title=take(data, "title", str, _FILE),
             labels=texts_of(data, "labels", _FILE),
-            supernodes=tuple(
-                Supernode(take(group, "label", str, "supernodes"), nodes_of(group, "nodes", "supernodes"))
-                for group in objects(data, "supernodes", _FILE)
-            ),
+            supernodes=_supernodes(data),
             pinned=nodes_of(data, "pinned", _FILE),
             through=_through(edge_entries, where),
             facts=take(data, "facts", dict, _FILE),
@@ -156,6 +148,11 @@ def whole_graph(
         raise
     except ValueError as error:
         raise BadGraphFile(f"{_FILE}: {error}") from None
+
+
+def _supernodes(data: dict[str, Any]) -> tuple[Supernode, ...]:
+    groups, where = objects(data, "supernodes", _FILE), "supernodes"
+    return tuple(Supernode(take(group, "label", str, where), nodes_of(group, "nodes", where)) for group in groups)
 
 
 def _texts(data: dict[str, Any]) -> dict[int, str]:
