@@ -51,7 +51,8 @@ class TokenEffect:
     token: str
     """Its text; hostile."""
     value: float
-    """Logit per unit of activation (vocabulary projection), or in a prompt (direct logit attribution)."""
+    """Logit per unit of activation (vocabulary projection), or in a prompt (direct logit attribution); in `Evidence.peaks`
+    and `Evidence.follows` a share of windows."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,19 @@ class Evidence:
     """Number of windows of the corpus in which it fires."""
     documents: Mapping[Split, int] = field(default_factory=dict)
     """Number of documents that each split was drawn from."""
+    peaks: tuple[TokenEffect, ...] = ()
+    """The tokens that hold the peak most often, over a sample of the `explain` windows in which it fires."""
+    follows: tuple[TokenEffect, ...] = ()
+    """The tokens behind the peak, over the same sample."""
     promotes: tuple[TokenEffect, ...] = ()
     """Vocabulary projection of what it writes: the 10 tokens raised most."""
     suppresses: tuple[TokenEffect, ...] = ()
     """The 10 lowered most."""
     logit_attribution: tuple[TokenEffect, ...] = ()
-    """Direct effect on the task's answers."""
+    """Direct effect on the task's answers, by token: mean over the prompts whose right answer it is, strongest first."""
+    answers: Mapping[str, float] = field(default_factory=dict)
+    """Direct effect on the logits of the task's `right` and `wrong` answers (first tokens, less the mean logit): means over
+    pairs."""
     causal: tuple[CausalEffect, ...] = ()
     """Interventions on the task."""
     inputs: tuple[Neighbour, ...] = ()
