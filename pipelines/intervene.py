@@ -19,6 +19,7 @@ from pipelines.transcoders import hash_transcoders, transcoders_place
 
 if TYPE_CHECKING:
     from discovery.component_model import ComponentModel
+    from discovery.intervention import DirectionEdit
     from discovery.intervention_report import Plan
     from discovery.intervention_text import Intervention
     from discovery.tokenisation import Ids
@@ -141,31 +142,16 @@ def _plan(
     inputs: Inputs | None,
 ) -> tuple[Plan, bytes | None]:
     """What to do, and the file of a direction that was made."""
-    from discovery.direction import difference_of_means, direction_bytes, direction_edits, read_directions
     from discovery.intervention import prompts_of_batch
     from discovery.intervention_report import Plan, batched_prompts
     from discovery.node_values import mean_values
 
-    made = None
-    directions = []
-    if request.difference is not None:
-        positive, negative = (batched_prompts(_prompt_file(config, model, name)) for name in request.difference)
-        made = direction_bytes(difference_of_means(model, positive, negative))
-    if made is not None or request.direction is not None:
-        source = made if made is not None else Path(str(request.direction))
-        directions = direction_edits(
-            model,
-            read_directions(source, request.vector),
-            add=request.add,
-            streams=request.streams,
-            position=request.position,
-        )
-    donors = {one.donor: _tokens(config, model, one.donor) for one in interventions if one.donor is not None}
+    directions, made = _directions(config, request, model)
     plan = Plan(
         interventions=interventions,
         directions=tuple(directions),
         freezes=("attention", "none") if request.freeze is None else (request.freeze,),  # type: ignore[arg-type]
-        donors=donors,
+        donors={one.donor: _tokens(config, model, one.donor) for one in interventions if one.donor is not None},
         donor=None if request.donor is None else _tokens(config, model, request.donor),
         generate=request.generate,
         top=request.top,
@@ -177,6 +163,22 @@ def _plan(
         references = [prompts_of_batch(batch, corrupt=True) for batch in inputs.train.batches]
     means = mean_values(model, transcoders, plan.places("mean"), references)
     return dataclasses.replace(plan, means=means), made
+
+
+def _directions(config: RunConfig, request: Request, model: ComponentModel) -> tuple[list[DirectionEdit], bytes | None]:
+    """Changes of directions, and the file of a direction that was made."""
+    from discovery.direction import difference_of_means, direction_bytes, direction_edits, read_directions
+    from discovery.intervention_report import batched_prompts
+
+    made = None
+    if request.difference is not None:
+        positive, negative = (batched_prompts(_prompt_file(config, model, name)) for name in request.difference)
+        made = direction_bytes(difference_of_means(model, positive, negative))
+    elif request.direction is None:
+        return [], None
+    vectors = read_directions(Path(str(request.direction)) if made is None else made, request.vector)
+    edits = direction_edits(model, vectors, add=request.add, streams=request.streams, position=request.position)
+    return edits, made
 
 
 def _tokens(config: RunConfig, model: ComponentModel, given: str) -> Ids:
