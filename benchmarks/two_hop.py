@@ -109,7 +109,7 @@ def measure(train: int, count: int, prompts: int, seed: int = 0) -> dict[str, ob
     model, transcoders = load_model(model_directory(), device="cpu"), load_transcoders(transcoder_directory())
     texts = generate(train, seed, "train", order="relation_last")
     chosen = choose(model, transcoders, texts, list(tokenise(texts, model.tokenizer)), count)
-    held_out = generate(prompts, seed, "held_out", order="relation_last")
+    held_out = generate(prompts, seed, "held-out", order="relation_last")
     rng, counts, on_path = random.Random(seed), Counter(), 0
     for text, pair in zip(held_out, tokenise(held_out, model.tokenizer), strict=True):
         position = pair.first_difference
