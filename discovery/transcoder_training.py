@@ -13,8 +13,9 @@ unit length. Position 0 (the BOS token), whose features attribution graphs set t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from discovery.training_checkpoint import load_checkpoint, save_checkpoint
 from discovery.training_settings import TrainingSettings
 from discovery.transcoder import BadTranscoder, TranscoderSet
 
+_FIRST_BATCHES = 8  # of each stream: what the scaling and the features' beginnings are taken from
 _CALIBRATION = 8192  # tokens that thresholds are taken from at the end
 
 
@@ -77,9 +79,10 @@ class _Run:
 
     def batches(self, first: int) -> Iterator[tuple[Activity, ...]]:
         """For every step, the batches of this process's streams."""
-        return zip(*(self._stream(number).batches(first) for number in self.numbers), strict=True)
+        return zip(*(self.stream(number).batches(first) for number in self.numbers), strict=True)
 
-    def _stream(self, number: int) -> ActivityStream:
+    def stream(self, number: int) -> ActivityStream:
+        """One of the streams."""
         chosen = self.settings
         share = chosen.batch // chosen.streams
         return ActivityStream(self.source, self.windows, share, chosen.buffer, chosen.seed, number, chosen.streams)
@@ -138,8 +141,12 @@ def train_transcoders(
 def _begin(run: _Run) -> TrainingState:
     """Weights from the first tokens of every stream, the same in all processes."""
     settings, source = run.settings, run.source
-    shares = [next(run._stream(number).batches()) for number in range(settings.streams)]
-    first = Activity(torch.cat([one.inputs for one in shares], 1), torch.cat([one.outputs for one in shares], 1))
+    shares: list[Activity] = []
+    for number in range(settings.streams):
+        stream = run.stream(number)
+        brief = replace(stream, buffer=min(stream.buffer, _FIRST_BATCHES * stream.batch))
+        shares += itertools.islice(brief.batches(), _FIRST_BATCHES)
+    first = _joined(shares)
     features = settings.features or 16 * first.inputs.shape[-1]
     if features <= settings.k:
         raise BadTranscoder(f"training: {features} features are too few for {settings.k} active ones")
@@ -260,7 +267,9 @@ def _gather(run: _Run, first: int, tokens: int) -> list[Activity]:
             mine.append(share)
         if sum(share.tokens for share in kept[0]) >= tokens:
             break
-    return [
-        Activity(torch.cat([one.inputs for one in mine], 1), torch.cat([one.outputs for one in mine], 1))
-        for mine in kept
-    ]
+    return [_joined(mine) for mine in kept]
+
+
+def _joined(parts: Sequence[Activity]) -> Activity:
+    """Several batches as one."""
+    return Activity(torch.cat([one.inputs for one in parts], 1), torch.cat([one.outputs for one in parts], 1))

@@ -23,7 +23,7 @@ from discovery.transcoder import BadTranscoder, TranscoderSet
 from discovery.transcoder_training import Trained, train_transcoders
 from tests.discovery.tiny_models import FAMILIES, tiny_model
 
-SMALL = TrainingSettings(features=40, k=5, steps=30, batch=64, buffer=300, dead_after=400)
+SMALL = TrainingSettings(features=40, k=5, steps=24, batch=64, buffer=9999, dead_after=400)
 
 
 def text(seed: int = 0, documents: int = 12) -> tuple[Window, ...]:
@@ -34,8 +34,8 @@ def text(seed: int = 0, documents: int = 12) -> tuple[Window, ...]:
     return token_windows(made, None, 12, 41)
 
 
-def source(family: str = "llama", layers: tuple[int, ...] = (0, 1, 2)) -> ActivitySource:
-    return ActivitySource(ComponentModel(tiny_model(family)), layers, "mlp-in", "mlp-out", pass_tokens=64)
+def source(family: str = "llama", layers: tuple[int, ...] = (0, 1, 2), pass_tokens: int = 4096) -> ActivitySource:
+    return ActivitySource(ComponentModel(tiny_model(family)), layers, "mlp-in", "mlp-out", pass_tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,7 +43,7 @@ def test_activity_is_what_the_mlps_are_given_and_give(family: str) -> None:
     """Each window alone, unpadded, through the untouched model with plain hooks."""
     windows = text(documents=5)
     layers = (0, 1)
-    here = source(family, layers)
+    here = source(family, layers, pass_tokens=40)
     blocks = here.model.blocks
     wanted: list[tuple[float, ...]] = []
     for window in windows:
