@@ -127,7 +127,7 @@ def _check_feature(transcoders: TranscoderSet, feature: NodeId) -> None:
     own = transcoders.by_layer.get(feature.layer)
     if own is None:
         raise BadTranscoder(
-            f"{feature}: {transcoders.name or 'the transcoders'} have no dictionary for layer {feature.layer}"
+            f"{feature}: there is no dictionary for layer {feature.layer} in {transcoders.name or 'the transcoders'}"
         )
     if feature.index >= own.features:
         raise BadTranscoder(f"{feature}: the dictionary of layer {feature.layer} has {own.features:,} features")

@@ -178,6 +178,21 @@ def _train_transcoders(options: argparse.Namespace) -> None:
         print(line)
 
 
+def _connections(options: argparse.Namespace) -> None:
+    from pipelines.check_transcoders import write_json
+    from pipelines.connections import as_json, connections_summary, find_connections
+
+    config = build(flag_settings(options))
+    found, origin = find_connections(options.feature, config.model, config.transcoders, options.top)
+    if options.json == "-":
+        print(as_json(found, origin))
+        return
+    print(connections_summary(found, origin))
+    if options.json is not None:
+        write_json(as_json(found, origin), Path(options.json))
+        print(f"wrote {options.json}")
+
+
 def _list(options: argparse.Namespace) -> None:
     from pipelines.listing import LISTINGS
     from pipelines.summary import table
@@ -204,6 +219,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "check-transcoders": _check_transcoders,
     "train-transcoders": _train_transcoders,
     "trace": _trace,
+    "connections": _connections,
     "list": _list,
 }
 """What each command runs."""

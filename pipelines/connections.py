@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import ModelConfig
+from pipelines.config import ModelConfig, TranscodersConfig
 from pipelines.inputs import load, model_title
 from pipelines.settings import ConfigError
 from pipelines.summary import table
-from pipelines.transcoders import transcoders_place
+from pipelines.transcoders import read_transcoders, transcoders_place
 
 if TYPE_CHECKING:
     from discovery.connections import Connection, Connections, Ranked, TokenWeight
 
 
-def find_connections(name: str, model: ModelConfig, transcoders: str | None, top: int) -> tuple[Connections, str]:
+def find_connections(
+    name: str, model: ModelConfig, transcoders: TranscodersConfig, top: int
+) -> tuple[Connections, str]:
     """The connections of the feature that `name` names, and one line about where they are from.
 
     Raises ValueError in one line for a name, model or transcoders that do not fit.
@@ -28,13 +31,13 @@ def find_connections(name: str, model: ModelConfig, transcoders: str | None, top
     feature = NodeId.parse(name)
     if feature.kind != "feature":
         raise ConfigError(f"{name} is not a feature (such as f2.31)")
-    place = transcoders_place(transcoders, model)
+    place = transcoders_place(transcoders.name, model)
     from discovery.connections import connections
-    from discovery.transcoder_source import load_transcoders
 
     loaded = load(model)
-    found = connections(loaded, load_transcoders(place), feature, top)
-    return found, f"{found.feature} of {place} in {model_title(model)}"
+    found = connections(loaded, read_transcoders(place, transcoders), feature, top)
+    origin = place if transcoders.name is not None else "the embedded transcoders"
+    return found, f"{found.feature} of {origin} in {model_title(model)}"
 
 
 def as_json(found: Connections, origin: str) -> str:
@@ -56,37 +59,27 @@ def connections_summary(found: Connections, origin: str) -> str:
     lines.append("x rms: over the root mean square of all tokens, or of all features of that layer along that way.")
     for up, down, rows in parts:
         if rows:
-            width = len(rows[0]) // 2
-            head = (up, "value", "x rms") if width == 3 else (up, "via", "value", "x rms")
-            lines += ["", *table([(*head, " |", down, *head[1:]), *_joined(rows, width)], left=1)]
+            titles = ("value", "x rms") if len(rows[0]) == 7 else ("via", "value", "x rms")
+            lines += ["", *table([(up, *titles, " |", down, *titles), *rows], left=1)]
     return "\n".join(lines)
 
 
-def _joined(rows: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
-    return [(*row[:width], " |", *row[width:]) for row in rows]
-
-
 def _tokens(ranked: Ranked[TokenWeight]) -> list[tuple[str, ...]]:
-    return _sides(
-        [[(_quoted(entry.text), *_numbers(entry)) for entry in end] for end in (ranked.up, ranked.down)], width=3
-    )
+    return _sides(*([(_quoted(entry.text), *_numbers(entry)) for entry in end] for end in (ranked.up, ranked.down)))
 
 
 def _features(ranked: Ranked[Connection]) -> list[tuple[str, ...]]:
-    return _sides(
-        [
-            [(str(entry.feature), "" if entry.via is None else str(entry.via), *_numbers(entry)) for entry in end]
-            for end in (ranked.up, ranked.down)
-        ],
-        width=4,
-    )
+    def named(entry: Connection) -> tuple[str, ...]:
+        return (str(entry.feature), *([] if entry.via is None else [str(entry.via)]), *_numbers(entry))
+
+    return _sides(*(list(map(named, end)) for end in (ranked.up, ranked.down)))
 
 
-def _sides(ends: Sequence[Sequence[tuple[str, ...]]], width: int) -> list[tuple[str, ...]]:
+def _sides(left: Sequence[tuple[str, ...]], right: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Both ends side by side; the shorter one is filled up."""
-    length = max(map(len, ends))
-    filled = [[*end, *[("",) * width] * (length - len(end))] for end in ends]
-    return [(*left, *right) for left, right in zip(*filled, strict=True)]
+    width = max(map(len, (*left, *right)), default=0)
+    pairs = zip_longest(left, right, fillvalue=("",) * width)
+    return [(*up, " |", *down) for up, down in pairs]
 
 
 def _numbers(entry: Any) -> tuple[str, str]:

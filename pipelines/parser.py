@@ -175,6 +175,19 @@ def _add_trace(commands: argparse._SubParsersAction, name: str) -> None:
     add_trace_flags(_command(commands, name, text, _TRACE_EPILOG))
 
 
+def _add_connections(commands: argparse._SubParsersAction, name: str) -> None:
+    parser = _command(
+        commands, name, "say what the weights alone connect a feature to: other features, heads and tokens"
+    )
+    parser.add_argument("feature", metavar="FEATURE", help="such as f2.31")
+    unused = ("--kv-heads", "--features", "--heads", "--feature-steps", "--recheck", "--recheck-tolerance")
+    add_flags(parser, ("model", "transcoders"), leave_out=unused)
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="so many upwards and downwards (default: 10)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the result as JSON too; - prints it instead of the tables"
+    )
+
+
 def _add_list(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "list what can be named in settings")
     parser.add_argument("what", choices=LISTS)
@@ -190,5 +203,6 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "check-transcoders": _add_check_transcoders,
     "train-transcoders": _add_train_transcoders,
     "trace": _add_trace,
+    "connections": _add_connections,
     "list": _add_list,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from discovery.connections import Connection, Connections, connections
 from discovery.head_split import split_by_head
 from discovery.replacement import LocalReplacement
 from discovery.transcoder import BadTranscoder, TranscoderSet
+from discovery.transcoder_formats.circuit_tracer import write_circuit_tracer
 from graphs.node import NodeId
+from pipelines.cli import main
 from tests.discovery.tiny_models import FAMILIES, tiny_model
 from tests.discovery.tiny_transcoders import KINDS, random_tokens, tiny_transcoders
 
@@ -187,3 +190,27 @@ def test_what_does_not_exist_is_named() -> None:
     for name, said in (("f1.13", "has 13 features"), ("f3.0", "no dictionary for layer 3"), ("m1", "not a feature")):
         with pytest.raises(BadTranscoder, match=said):
             connections(model, transcoders, NodeId.parse(name))
+
+
+def test_the_command_prints_tables_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, transcoders = _made("llama", "relu")
+    model.hf.save_pretrained(tmp_path / "model")
+    write_circuit_tracer(transcoders, tmp_path / "transcoders")
+    given = ["connections", "f1.4", "--model", str(tmp_path / "model"), "--transcoders", str(tmp_path / "transcoders")]
+    assert main([*given, "--device", "cpu", "--top", "3", "--json", str(tmp_path / "c.json")]) == 0
+    shown = capsys.readouterr().out
+    stored = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    wanted = connections(model, transcoders, NodeId.parse("f1.4"), 3).to_json()
+    for name, ranked in wanted.items():
+        if name == "feature":
+            continue
+        for side in ("up", "down"):
+            assert len(ranked[side]) == 3
+            for mine, other in zip(stored[name][side], ranked[side], strict=True):
+                assert mine["value"] == pytest.approx(other["value"], rel=1e-4)
+                assert {**mine, "value": 0, "deviation": 0} == {**other, "value": 0, "deviation": 0}
+                assert mine.get("feature", f'"{mine.get("text")}"') in shown
+    assert main([*given, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["feature"] == "f1.4"
+    assert main([*given, "--top", "0"]) == 2
+    assert "--top 0" in capsys.readouterr().err
