@@ -38,7 +38,9 @@ class Recipe:
     """Generated documents."""
     corpus_seed: int = 2
     """Of the documents."""
-    settings: TrainingSettings = field(default_factory=lambda: TrainingSettings(features=1536, k=15, steps=250))
+    settings: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(activation="topk", features=1024, k=12, steps=200)
+    )
     """Of the training."""
 
 
