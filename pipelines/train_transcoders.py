@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from discovery.reconstruction import LayerFit
     from discovery.training_settings import TrainingSettings
 
-RECORD, CHECKPOINT = "training.json", "checkpoint.safetensors"
+RECORD, CHECKPOINT = "training.json", "training.checkpoint"
 GENERATED = 12_000
 """Documents of generated text that the embedded model's transcoders are trained on where no corpus is named."""
 
