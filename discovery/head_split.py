@@ -87,17 +87,17 @@ def split_graph(
     rows = EffectRows(replacement, targets, 1.0)
     logits = {target.node: rows.logit_rows[i] for i, target in enumerate(t for t in targets if t.direction is not None)}
     read = np.unique(graph.edges[:, 1])
-    number = np.zeros(len(graph.nodes), dtype=np.int64)
-    for place in read.tolist():
-        node = graph.nodes[place]
-        if node.kind != "feature" and node not in logits:
-            raise SplitFails(f"{node} has inputs in the graph, but is none of the targets that were given")
-        number[place] = logits[node] if node in logits else int(source_columns(replacement, [node])[0])
+    strangers = [node for node in (graph.nodes[i] for i in read) if node.kind != "feature" and node not in logits]
+    if strangers:
+        raise SplitFails(f"{strangers[0]} has inputs in the graph, but is none of the targets that were given")
+    number, columns = np.zeros((2, len(graph.nodes)), dtype=np.int64)
+    ends = np.array([i for i in np.unique(graph.edges).tolist() if graph.nodes[i] not in logits], dtype=np.int64)
+    # A feature's row has the number of its column.
+    columns[ends] = number[ends] = source_columns(replacement, [graph.nodes[i] for i in ends]).cpu().numpy()
+    for place in read:
+        number[place] = logits.get(graph.nodes[place], number[place])
     numbers = np.unique(number[read])
     readouts, order = rows.readouts(numbers)
-    columns = np.zeros(len(graph.nodes), dtype=np.int64)
-    sources = np.unique(graph.edges[:, 0])
-    columns[sources] = source_columns(replacement, [graph.nodes[place] for place in sources.tolist()]).cpu().numpy()
     row = order.cpu().numpy()[np.searchsorted(numbers, number[graph.edges[:, 1]])]
     size = np.abs(graph.weights.astype(np.float64))
     unit = np.divide(graph.edge_scores, size, out=np.zeros(len(size)), where=size > 0)

@@ -196,6 +196,14 @@ def test_what_does_not_add_up_is_refused() -> None:
         split_graph(other, others, graph)
 
 
+def test_a_graph_without_edges_has_nothing_to_split() -> None:
+    replacement, targets = _made("llama", "relu")
+    graph = prune(attribution_graph(replacement, targets, share=1.0), 0.9, 0.95)
+    bare = replace(graph, edges=graph.edges[:0], weights=graph.weights[:0], edge_scores=graph.edge_scores[:0])
+    found = split_graph(replacement, targets, bare)
+    assert (found.through(), found.head_flow(), found.error) == ({}, {}, 0.0)
+
+
 def test_columns_and_nodes_agree() -> None:
     replacement, targets = _made("gpt2", "relu")
     graph = attribution_graph(replacement, targets, bias_nodes=True)
