@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from graphs.evidence import Evidence
 from graphs.label import Label
@@ -15,6 +15,7 @@ class LabelFailed(ValueError):
     """A node that could not be named; the message says why in one line."""
 
 
+@runtime_checkable
 class Labeler(Protocol):
     """Names one node at a time."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from graphs.label import Label
 
@@ -35,6 +35,7 @@ class Question:
     """What it is asked about."""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Whoever answers: a language model, or a rule's own predicate."""
 

@@ -257,7 +257,7 @@ def test_a_reply_that_was_cut_off_gets_more_room() -> None:
 
 def test_one_failed_node_does_not_touch_the_others() -> None:
     def decide(body: dict[str, Any], _: int) -> Answer:
-        return completion("no") if '"node":"f2.7"' in body["messages"][-1]["content"] else reply_for(body)
+        return completion("no") if '"node":"f2.7","model"' in body["messages"][-1]["content"] else reply_for(body)
 
     found, _ = run(decide)
     assert set(found.failures) == {F2}
