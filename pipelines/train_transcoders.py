@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +46,14 @@ def train(config: RunConfig, corpus: Corpus, settings: TrainingSettings, sites: 
     something else.
     """
     from discovery.activation_stream import ActivitySource
+    from discovery.distributed import joined_processes
     from discovery.reconstruction import measure_fit
     from discovery.transcoder_formats.circuit_tracer import write_circuit_tracer
     from discovery.transcoder_training import train_transcoders
 
     clock = Clock()
-    with _processes(config) as (rank, config):
+    with joined_processes(config.model.device) as (rank, device):
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, device=device))
         model, documents = load(config.model), read_documents(config, corpus)
         learnt, kept = split_windows(model, documents, corpus, settings.seed)
         identity = _identity(config, corpus, settings, sites)
@@ -122,25 +121,6 @@ def split_windows(
         tuple(window for window in windows if window.document not in held),
         tuple(window for window in windows if window.document in held),
     )
-
-
-@contextmanager
-def _processes(config: RunConfig) -> Iterator[tuple[int, RunConfig]]:
-    """Joins the other processes that torchrun started, each with a device of its own; nothing where there is one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, config
-        return
-    import torch
-
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if config.model.device == "auto" and torch.cuda.is_available():
-        torch.cuda.set_device(local)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, device=f"cuda:{local}"))
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield torch.distributed.get_rank(), config
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _identity(config: RunConfig, corpus: Corpus, settings: TrainingSettings, sites: tuple[str, str]) -> dict[str, Any]:
