@@ -73,6 +73,8 @@ class CausalEffect:
     """Standard error of the difference over pairs."""
     pairs: int
     """Number of pairs."""
+    gap: float | None = None
+    """Mean metric of the clean prompts less that of the corrupt ones, both unchanged: the unit of effects."""
 
 
 @dataclass(frozen=True)
