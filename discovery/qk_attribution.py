@@ -63,7 +63,7 @@ class QkAttribution:
     key: int
     """Position that is attended to."""
     contrast: bool
-    """Whether the score is compared with the mean score over all keys, weighted by the attention pattern."""
+    """Whether the score is compared with the mean score of the other keys, weighted by the attention pattern."""
     score: float
     """scale * query . key as the library computes them, before mask and soft cap; or its difference to that mean."""
     pattern: float
@@ -106,8 +106,10 @@ def qk_attribution(
     """Takes a head's score for one query and one key position apart; lists the `top` strongest pairs and sources.
 
     contrast: why here rather than elsewhere. The softmax sees differences of scores alone, so that what adds the same to
-    all keys explains nothing; the score less its mean over all keys, weighted by the attention pattern, leaves that out.
-    maps: of this layer, where several scores are asked for. Raises QkFails for a head or position that does not exist.
+    all keys explains nothing; the score less the mean of the other keys', weighted by the attention pattern, leaves that
+    out. (Times the probability of the other keys it is the score less the mean over all keys: the direction in which the
+    logarithm of this key's probability grows.) maps: of this layer, where several scores are asked for.
+    Raises QkFails for a head or position that does not exist.
     """
     _check(replacement, layer, head, query, key)
     if maps is None:
@@ -116,7 +118,10 @@ def qk_attribution(
     at_query, at_key = torch.zeros_like(pattern), torch.zeros_like(pattern)
     at_query[query] = at_key[key] = 1
     if contrast:
-        at_key = at_key - pattern
+        others = pattern * (1 - at_key)
+        if not others.sum() > 0:
+            raise QkFails(f"a{layer}.h{head} attends from {query} to {key} alone: there is nothing to compare it with")
+        at_key = at_key - others / others.sum()
     with torch.no_grad():
         left = _side(replacement, maps, layer, head, "q", at_query) * maps.scale
         right = _side(replacement, maps, layer, head, "k", at_key)

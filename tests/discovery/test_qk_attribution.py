@@ -63,9 +63,10 @@ def test_pairs_sum_to_the_score(family: str, contrast: bool) -> None:
     found = qk_attribution(replacement, layer, head, query, key, top=12, contrast=contrast)
     maps = ScoreMaps(replacement.model, replacement.frozen, layer)
     scores, pattern = maps.scores(head, query), replacement.frozen.layers[layer].pattern[head, query]
-    wanted = scores[key] - (pattern @ scores if contrast else 0)
-    assert found.score == pytest.approx(float(wanted), abs=1e-4)
-    weights = torch.nn.functional.one_hot(torch.tensor(key), replacement.width) - (pattern if contrast else 0.0)
+    weights = torch.nn.functional.one_hot(torch.tensor(key), replacement.width).float()
+    if contrast:
+        weights = (weights - pattern) / (1 - pattern[key])
+    assert found.score == pytest.approx(float(weights @ scores), abs=1e-3)
     pairs = _all_pairs(replacement, layer, head, query, weights)
     size = float(pairs.abs().sum())
     assert abs(found.error) < 1e-5 * size
@@ -146,5 +147,7 @@ def test_strongest_pairs_look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("layer", "head", "query", "key"), [(3, 0, 1, 1), (0, 4, 1, 1), (0, 0, 3, 4), (0, 0, 8, 1)])
 def test_what_does_not_exist_is_named(layer: int, head: int, query: int, key: int) -> None:
+    with pytest.raises(QkFails, match="compare"):
+        qk_attribution(_made("llama"), 0, 0, 0, 0, contrast=True)
     with pytest.raises(QkFails, match="no such head" if layer == 3 or head == 4 else "attends from a position"):
         qk_attribution(_made("llama"), layer, head, query, key)
