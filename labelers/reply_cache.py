@@ -33,6 +33,9 @@ class ReplyCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=30, isolation_level=None)
+        except (sqlite3.Error, OSError) as error:
+            raise BadCache(f"{path}: the cache of replies cannot be opened ({error}): name another file") from None
+        try:
             layout = self._database.execute("PRAGMA user_version").fetchone()[0]
             if layout not in (0, _LAYOUT):
                 raise BadCache(f"{path}: the cache of replies was written by another version: move it away")
