@@ -64,6 +64,17 @@ class FrozenLayer:
         pulled = (values @ readers.flatten(0, 1)).view(rows, width, d_model)
         return pulled if self.attention_scale is None else pulled.mul_(self.attention_scale[:width])
 
+    def pull_to_values(self, gradient: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos head d_head"]:
+        """To every head's values, one copy for each query head."""
+        rows, width, _ = gradient.shape
+        if self.post_attention_scale is not None:
+            gradient = gradient * self.post_attention_scale[:width]
+        heads, d_head, _ = self.writers.shape
+        mixed = (gradient.flatten(0, 1) @ self.writers.flatten(0, 1).t()).view(rows, width, heads, d_head)
+        mixed = mixed.permute(2, 1, 0, 3).reshape(heads, width, rows * d_head)
+        pulled = torch.bmm(self.pattern[:, :width, :width].transpose(1, 2), mixed)
+        return pulled.view(heads, width, rows, d_head).permute(2, 1, 0, 3)
+
     def attention_constant(self) -> Float[Tensor, "pos d_model"]:
         """What the attention adds to the residual stream whatever it reads: biases of norm, values and output."""
         block, norm, dtype = self.block, self.block.attention_norm, self._dtype

@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.effect_rows import EffectRows, strongest
-from discovery.frozen_prompt import FrozenLayer
 from discovery.replacement import LocalReplacement, Readouts
 from discovery.source_columns import source_columns, source_positions, source_vectors
 from discovery.targets import Target
@@ -277,7 +276,7 @@ class _Split:
     def _pull_heads(self, layer: int) -> Float[Tensor, "row pos d_model"]:
         """Notes every head's part, and gives what all heads read."""
         frozen = self._replacement.frozen.layers[layer]
-        values = _pull_to_values(frozen, self._gradient[: self._active])
+        values = frozen.pull_to_values(self._gradient[: self._active])
         stream, edges = self._stream(layer), self._edges()
         if frozen.attention_scale is not None:
             stream = stream * frozen.attention_scale[self._position]
@@ -293,17 +292,3 @@ class _Split:
         pulled = grouped.sum(3).view(rows * width, slots * d_head) @ frozen.readers.flatten(0, 1)
         pulled = pulled.view(rows, width, d_model)
         return pulled if frozen.attention_scale is None else pulled * frozen.attention_scale[:width]
-
-
-def _pull_to_values(
-    frozen: FrozenLayer, gradient: Float[Tensor, "row pos d_model"]
-) -> Float[Tensor, "row pos head d_head"]:
-    """Gradients at every head's values, one copy for each query head."""
-    rows, width, _ = gradient.shape
-    if frozen.post_attention_scale is not None:
-        gradient = gradient * frozen.post_attention_scale[:width]
-    heads, d_head, _ = frozen.writers.shape
-    mixed = (gradient.flatten(0, 1) @ frozen.writers.flatten(0, 1).t()).view(rows, width, heads, d_head)
-    mixed = mixed.permute(2, 1, 0, 3).reshape(heads, width, rows * d_head)
-    pulled = torch.bmm(frozen.pattern[:, :width, :width].transpose(1, 2), mixed)
-    return pulled.view(heads, width, rows, d_head).permute(2, 1, 0, 3)
