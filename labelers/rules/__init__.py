@@ -1,0 +1,1 @@
+"""Rules that name what a node responds to, one file each, and their table."""

@@ -1,0 +1,25 @@
+"""A word that stands shortly before it, or anywhere before it in the window."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labelers.rules.rule import Mask, Rule, quoted
+from labelers.text import Text
+
+
+def _within(reach: int, say: str) -> Rule:
+    def where(text: Text, words: tuple[str, ...]) -> Mask:
+        return text.recently(text.is_one_of(words), reach)
+
+    def words(text: Text, at: Mask) -> list[str]:
+        found: dict[str, None] = {}
+        for place in np.flatnonzero(at):
+            found |= dict.fromkeys(text.tokens[max(text.first[place], place - reach) : place])
+        return list(found)
+
+    return Rule(where, words, lambda chosen: f"{say} {quoted(chosen)}", most=4, order=2)
+
+
+SOON = _within(5, "soon after")
+LATER = _within(32, "somewhere after")
