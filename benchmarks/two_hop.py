@@ -4,11 +4,11 @@
 
 The embedded model reads "The city of Lyon is in the country whose capital is" (`two-hop`, wordings in which the relation
 stands last) and says Paris. Country features are chosen on training prompts alone: for every country the K features at the
-city's position whose total effect on the answer, summed over the traced graphs of its cities, is largest. On held-out
-prompts (cities that no training text brings together with the capital) only these features of the two countries are
-set, at the city's position, to what they are in the donor prompt (the same sentence about another country's city), in the
-model itself with everything live and nothing scaled. Counted: how often the donor's capital becomes the likeliest next token;
-beside it the same with as many random features among those active at that position in either prompt.
+city's position whose total effect on the answer, summed over the traced graphs of its cities, is largest; all countries'
+together. On held-out prompts (cities that no training text brings together with the capital) only these features are set,
+at the city's position, to what they are in the donor prompt (the same sentence about another country's city): in the model
+itself with everything live, nothing scaled. Counted: how often the donor's capital becomes the likeliest next token;
+beside it the same with as many random features among those active at that position in either prompt, and with all of those.
 
 Bars: 80 % with the country's features, under 20 % with random ones.
 """
@@ -109,6 +109,7 @@ def measure(train: int, count: int, prompts: int, seed: int = 0) -> dict[str, ob
     model, transcoders = load_model(model_directory(), device="cpu"), load_transcoders(transcoder_directory())
     texts = generate(train, seed, "train", order="relation_last")
     chosen = choose(model, transcoders, texts, list(tokenise(texts, model.tokenizer)), count)
+    country_features = {feature for found in chosen.values() for feature in found}
     held_out = generate(prompts, seed, "held-out", order="relation_last")
     rng, counts, on_path = random.Random(seed), Counter(), 0
     for text, pair in zip(held_out, tokenise(held_out, model.tokenizer), strict=True):
@@ -116,7 +117,7 @@ def measure(train: int, count: int, prompts: int, seed: int = 0) -> dict[str, ob
         donor = values_at(untouched_pass(model, prompts_of([pair.corrupt])), model, transcoders, position)
         own = values_at(untouched_pass(model, prompts_of([pair.clean])), model, transcoders, position)
         countries = [COUNTRY_OF[city_of(str(prompt))].name for prompt in (text.clean, text.corrupt)]
-        features = {feature for country in countries for feature in chosen.get(country, ())} & {*own, *donor}
+        features = country_features & {*own, *donor}
         drawn = set(rng.sample(sorted({*own, *donor}), len(features)))
         everything = {*own, *donor}
         for name, some in (("country", features), ("random", drawn), ("all", everything), ("none", set[Feature]())):
@@ -132,6 +133,7 @@ def measure(train: int, count: int, prompts: int, seed: int = 0) -> dict[str, ob
     return {
         "held_out_prompts": total,
         "features_a_country": count,
+        "country_features": len(country_features),
         "country_features_on_the_path": on_path / total,
         "features_set": counts["features", "set"] / total,
         "features_active_there": counts["features", "active"] / total,
@@ -146,7 +148,7 @@ def main() -> int:
     parser.add_argument(
         "--train", type=int, default=400, metavar="N", help="training prompts that features are chosen on"
     )
-    parser.add_argument("--features", type=int, default=4, metavar="K", help="features of each country")
+    parser.add_argument("--features", type=int, default=6, metavar="K", help="features of each country")
     parser.add_argument("--prompts", type=int, default=128, metavar="N", help="held-out prompts")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
