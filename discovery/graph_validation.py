@@ -118,7 +118,9 @@ def validate_graph(
     best = best[ranked[best] > 0]
     lab = _Laboratory(model, transcoders, graph)
     with tqdm(desc="validate", unit="run", delay=1, leave=False) as bar:
-        weights = np.asarray(graph.weights[targets, sources], dtype=np.float64).reshape(-1)
+        weights = np.array(
+            [graph.weights[row, column] for row, column in zip(targets, sources, strict=True)], dtype=np.float64
+        )
         frozen = lab.effects(sources, targets, weights, "double", "all", bar)
         ends, places = np.unique(targets, return_inverse=True)
         predicted = total_effects(graph, ends)[places, sources] if len(ends) else np.zeros(0)
