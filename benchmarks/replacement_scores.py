@@ -2,8 +2,8 @@
 
     python benchmarks/replacement_scores.py --transcoders DIR [--model DIR] [--corpus FILE] [--prompts 10] [--tokens 24]
 
-DIR: what `benchmarks/transcoders.py` (or `edgewise train-transcoders`) made for the model. Prompts are the first tokens of the
-last stories of the corpus, which training as in that benchmark holds out. Beside the scores stand the number of active
+DIR: what `benchmarks/transcoders.py` (or `edgewise train-transcoders`) made for the model. Prompts are the first tokens of
+stories that this training holds out. Beside the scores stand the number of active
 features, what pruning leaves, closure, and how the effects of the most influential features, predicted by the graph, agree
 with those measured in the model itself with everything live.
 """
@@ -20,13 +20,14 @@ import numpy as np
 
 from discovery.attribution import attribution_graph
 from discovery.closure import check_closure
-from discovery.corpus_files import read_corpus, token_windows
+from discovery.corpus_files import read_corpus
 from discovery.graph_validation import validate_graph
 from discovery.loading import load_model
 from discovery.replacement import LocalReplacement
 from discovery.targets import likely_targets
 from discovery.transcoder_source import load_transcoders
 from graphs.influence import graph_scores, measure, prune
+from pipelines.train_transcoders import Corpus, split_windows
 
 COLUMNS = (
     "prompt",
@@ -52,8 +53,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=24, metavar="N")
     options = parser.parse_args()
     model, transcoders = load_model(options.model, device="cpu"), load_transcoders(options.transcoders)
-    documents = read_corpus([options.corpus])[-options.prompts :]
-    windows = token_windows(documents, model.tokenizer, options.tokens, model.config.vocab_size)
+    corpus = Corpus((options.corpus,), options.tokens, 0.1)
+    windows = split_windows(model, read_corpus([options.corpus]), corpus, 0)[1]
     firsts = {window.document: window for window in reversed(windows)}
     print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     rows = []
