@@ -113,6 +113,8 @@ class FeatureLayer:
         self, x: Float[Tensor, "mask slot row pos d_in"], places: Sequence[int], real: Bool[Tensor, "row pos"]
     ) -> Float[Tensor, "mask row pos slot"]:
         """Activations of some features (places in `chosen`), each from an input of its own."""
+        if self.activation.kind == "topk":
+            return torch.stack([self._among_top(x[:, slot], place) for slot, place in enumerate(places)], -1)
         if self.competing:
             alone = [self.activations(x[:, slot], real)[..., place] for slot, place in enumerate(places)]
             return torch.stack(alone, -1)
@@ -120,6 +122,14 @@ class FeatureLayer:
         h = torch.einsum("msrpd,sd->mrps", x.to(self.encoder.device), self.encoder[index]) + self.bias[index]
         threshold = self.activation.threshold
         return replace(self.activation, threshold=None if threshold is None else threshold[index])(h)
+
+    def _among_top(self, x: Float[Tensor, "mask row pos d_in"], place: int) -> Float[Tensor, "mask row pos"]:
+        """One feature's topk activation: fewer than k features lie above it. Counting is quicker than sorting."""
+        assert self.activation.k is not None
+        h = self.preactivations(x)
+        own = h[..., self.chosen[place]]
+        fires = (h.detach() > own.detach().unsqueeze(-1)).sum(-1) < self.activation.k
+        return (torch.relu(own) if self.activation.rectified else own) * fires
 
     def fire(
         self, h: Float[Tensor, "*lead row pos some"], real: Bool[Tensor, "row pos"]

@@ -53,8 +53,10 @@ class FeatureRun(PatchedRun):
         observe: Observer | None = None,
     ) -> None:
         self._features = features
+        self._masks_given = keep
         assert recorded.clean.real is not None
         self._real: Bool[Tensor, "row pos"] = recorded.clean.real
+        self._every_slot = every_slot
         super().__init__(blocks, topology, recorded, keep, every_slot=every_slot, observe=observe)
 
     def _mlp_columns(self, block: Block) -> range:
@@ -97,10 +99,8 @@ class FeatureRun(PatchedRun):
             return None
         columns = list(self._mlp_columns(block))
         if bool(self._plan.silent[columns].all()):
-            fired, total = (
-                self._spread(self._baseline.features[block.index]),
-                self._spread(self._baseline.mlps[block.index]),
-            )
+            fired = self._spread(self._baseline.features[block.index])
+            total = self._spread(self._baseline.mlps[block.index])
         else:
             fired, total = self._fire(self._read(block, stream))
         if wanted:
@@ -124,13 +124,29 @@ class FeatureRun(PatchedRun):
         inputs: dict[int, Tensor] = {}
         if own:
             base = self._baseline.mlp_in[block.index]
-            mixed = self._mixture.inputs([columns[place] for place in own], base, stream)
+            first = self._alike(own, columns)
+            different = sorted(set(first.values()))
+            mixed = self._mixture.inputs([columns[place] for place in different], base, stream)
             if self._observe is not None:
                 self._observe(f"layer {block.index} MLP", mixed)
-            inputs = dict(zip(own, mixed.unbind(1), strict=True))
+            found = dict(zip(different, mixed.unbind(1), strict=True))
+            inputs = {place: found[first[place]] for place in own}
         shared = bool(plan.shared[list(columns)].any())
         whole = stream.unflatten(0, (self._masks, self._rows)) if shared and stream is not None else None
         return _Stage(block, self._features[block.index], columns, inputs, whole)
+
+    def _alike(self, own: Sequence[int], columns: range) -> dict[int, int]:
+        """For every place with an input of its own the first place that reads the same mixture in every mask."""
+        if self._gradients or self._every_slot:
+            return {place: place for place in own}
+        places = [columns[place] for place in own]
+        kept = torch.where(self._plan.used[:, places], self._masks_given[:, :, places].cpu(), torch.nan)
+        firsts: dict[bytes, int] = {}
+        keys = [
+            bytes([int(self._plan.subtract[column])]) + kept[:, :, i].contiguous().numpy().tobytes()
+            for i, column in enumerate(places)
+        ]
+        return {place: firsts.setdefault(key, place) for place, key in zip(own, keys, strict=True)}
 
     def _fire(
         self, stage: _Stage
@@ -161,20 +177,12 @@ class FeatureRun(PatchedRun):
 
     def _merge(self, stage: _Stage, shared: Tensor | None) -> Float[Tensor, "mask row pos feature"]:
         """Every feature's activation at what its slot reads."""
-        layer, plan = stage.layer, self._plan
-        own = [place for place in stage.own if place < stage.features]
-        alone = None
-        if own:
-            inputs = torch.stack([stage.own[place] for place in own], 1)
-            alone = layer.own_activations(layer.site(inputs), own, self._real)
-            if len(own) == stage.features:
-                return alone
+        plan, own = self._plan, self._own_activations(stage)
         silent = None
         columns = []
         for place in range(stage.features):
-            if place in stage.own:
-                assert alone is not None
-                columns.append(alone[..., own.index(place)])
+            if place in own:
+                columns.append(own[place])
             elif plan.shared[stage.columns[place]]:
                 assert shared is not None
                 columns.append(shared[..., place])
@@ -186,6 +194,26 @@ class FeatureRun(PatchedRun):
             if columns
             else stage.layer.decoder.new_zeros((self._masks, self._rows, self._width, 0))
         )
+
+    def _own_activations(self, stage: _Stage) -> dict[int, Float[Tensor, "mask row pos"]]:
+        """By place, the activations of features that have an input of their own; equal inputs are looked at once."""
+        layer, by_input = stage.layer, {}
+        for place in stage.own:
+            by_input.setdefault(id(stage.own[place]), []).append(place)
+        found: dict[int, Tensor] = {}
+        alone: list[int] = []
+        for places in by_input.values():
+            features = [place for place in places if place < stage.features]
+            if len(features) > 1:
+                fired = layer.activations(layer.site(stage.own[features[0]]), self._real)
+                found |= {place: fired[..., place] for place in features}
+            else:
+                alone += features
+        if alone:
+            inputs = torch.stack([stage.own[place] for place in alone], 1)
+            fired = layer.own_activations(layer.site(inputs), alone, self._real)
+            found |= dict(zip(alone, fired.unbind(-1), strict=True))
+        return found
 
     def _silent_activations(self, stage: _Stage) -> Float[Tensor, "row pos feature"]:
         """The ablated run's activations, before any scaling."""

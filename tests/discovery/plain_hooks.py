@@ -81,6 +81,7 @@ class PlainHooks:
                 final = self.model.final_norm.module
                 stack.callback(final.register_forward_pre_hook(lambda _m, args: (args[0] + difference,)).remove)
             elif slot.node.kind == "mlp":
+                assert slot.node.layer is not None
                 block = self.model.blocks[slot.node.layer]
                 patched = self.streams[f"mlp{block.index}"] + difference
                 normed = block.mlp_norm(patched) if block.mlp_norm else patched

@@ -73,7 +73,7 @@ def ones(model: PatchableModel) -> Tensor:
 
 
 def random_masks(model: PatchableModel, seed: int = 0) -> Tensor:
-    density = torch.tensor([0.0, 0.02, 0.3, 0.9, 0.99, 1.0])
+    density = torch.tensor([0.02, 0.3, 0.9, 0.99])
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(len(density), *model.topology.possible.shape, generator=generator) < density[:, None, None]
 
@@ -81,7 +81,7 @@ def random_masks(model: PatchableModel, seed: int = 0) -> Tensor:
 @every_case
 def test_the_ends_are_the_model_and_slopes_are_derivatives(family: str, kind: str) -> None:
     batch = tiny_batch()
-    for heads in (True, False):
+    for heads in (True, False) if family in FEW else (True,):
         model = load(family, kind, heads)
         assert isinstance(model, PatchableModel)
         keep = ones(model).requires_grad_()
@@ -99,7 +99,7 @@ def test_the_ends_are_the_model_and_slopes_are_derivatives(family: str, kind: st
 @some_cases
 def test_slopes_under_other_ablations(family: str, kind: str, ablation: AblationKind) -> None:
     batch = tiny_batch()
-    for heads in (True, False):
+    for heads in (True, False) if kind == "jumprelu" else (True,):
         model = load(family, kind, heads)
         ready = prepare_ablation(model, ablation, [batch])
         keep = ones(model).requires_grad_()
@@ -113,7 +113,7 @@ def test_slopes_under_other_ablations(family: str, kind: str, ablation: Ablation
 @some_cases
 def test_masks_do_not_depend_on_shortcuts_or_company(family: str, kind: str) -> None:
     batch = tiny_batch()
-    for heads in (True, False):
+    for heads in (True, False) if kind == "topk" else (True,):
         model = load(family, kind, heads)
         masks = random_masks(model)
         for name in ("counterfactual", "mean"):
@@ -168,12 +168,12 @@ class PlainFeatureHooks(PlainHooks):
         fired = torch.zeros_like(h)
         for row in range(len(h)):
             real = self.batch.mask[row]
-            prompt, activation = h[row][real], transcoder.activation
+            prompt, activation, k = h[row][real], transcoder.activation, transcoder.activation.k or 0
             if activation.kind == "batchtopk":
-                least = prompt.relu().flatten().sort(descending=True).values[activation.k * len(prompt) - 1]
+                least = prompt.relu().flatten().sort(descending=True).values[k * len(prompt) - 1]
                 fired[row, real] = prompt.relu() * (prompt.relu() >= least)
             elif activation.kind == "topk":
-                least = prompt.sort(-1, descending=True).values[:, activation.k - 1 : activation.k]
+                least = prompt.sort(-1, descending=True).values[:, k - 1 : k]
                 fired[row, real] = prompt.relu() * (prompt >= least)
             else:
                 level = 0.0 if activation.threshold is None else activation.threshold
@@ -184,6 +184,7 @@ class PlainFeatureHooks(PlainHooks):
         slot = self.model.topology.targets[target]
         if slot.node.kind not in ("feature", "error"):
             return super().logits_without(source, target)
+        assert slot.node.layer is not None
         block = self.model.blocks[slot.node.layer]
         stream = self.streams[f"mlp{block.index}"]
         with contextlib.ExitStack() as stack, torch.no_grad():
@@ -204,7 +205,9 @@ class PlainFeatureHooks(PlainHooks):
             return self._call(self.batch.clean)
 
 
-@every_case
+@pytest.mark.parametrize(
+    ("family", "kind"), [case for case in EVERY if case[0] in FEW or case[1] in ("jumprelu", "topk")]
+)
 def test_dropping_one_edge_is_a_plain_hook_on_one_node(family: str, kind: str) -> None:
     model, batch = load(family, kind), tiny_batch()
     topology = model.topology
@@ -217,15 +220,15 @@ def test_dropping_one_edge_is_a_plain_hook_on_one_node(family: str, kind: str) -
         # Half of the edges of each kind leave features and errors, where there are any.
         inner = torch.tensor([topology.sources[row].kind in ("feature", "error") for row, _ in edges.tolist()])
         for some in (edges[inner], edges[~inner]):
-            for source, target in some[torch.randperm(len(some), generator=generator)[:2]].tolist():
+            number = 2 if family in FEW else 1
+            for source, target in some[torch.randperm(len(some), generator=generator)[:number]].tolist():
                 keep = ones(model)
                 keep[source, target] = 0
                 expected = plain.logits_without(source, target)
                 assert relative(model.run(batch, keep, COUNTERFACTUAL), expected) < 2e-5, topology.edge(source, target)
 
 
-@pytest.mark.parametrize("heads", [True, False], ids=["heads", "no heads"])
-@pytest.mark.parametrize(("family", "kind"), [("gpt2", "topk"), ("gemma2", "jumprelu")])
+@pytest.mark.parametrize(("family", "kind", "heads"), [("gpt2", "topk", True), ("gemma2", "jumprelu", False)])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_conforms(name: str, family: str, kind: str, heads: bool) -> None:
     batches = (token_batch([6, 4], 41, seed=1), token_batch([3, 5], 41, seed=2, first=3))
