@@ -39,6 +39,12 @@ ROLES_OF_HEADS: dict[str, HeadRole] = {
     "copy_suppression": HeadRole(
         "copy suppression head", "suppresses", "Attends to an earlier mention of a token and lowers it.", "up"
     ),
+    "wrong_suppression": HeadRole(
+        "suppresses wrong answers",
+        "suppresses",
+        "Attends from the end to a wrong answer's earlier mention and lowers it.",
+        "down",
+    ),
     "s_inhibition": HeadRole(
         "S-inhibition head", "moves", "Tells later heads not to attend to the repeated name.", "down"
     ),
@@ -74,7 +80,7 @@ class Named:
 
 
 def name_head(head: HeadEvidence) -> Named | None:
-    """The head's role; else where it attends in general; None where neither is clear."""
+    """The head's role; None where no score says that it has one."""
     known = {name: head.scores[name] for name in ROLES_OF_HEADS if head.scores.get(name, 0.0) >= LEAST}
     if known:
         best = max(known, key=lambda name: known[name])
@@ -87,10 +93,10 @@ def name_head(head: HeadEvidence) -> Named | None:
     if head.first_token >= _RESTS:
         text = f"Mean attention to the first token {head.first_token:.2f}."
         return Named("head:first_token", "rests on first token", "unclear", text, head.first_token)
-    return _by_pairs(head.pairs)
+    return None
 
 
-def _by_pairs(pairs: tuple[AttentionPair, ...]) -> Named | None:
+def by_attention(pairs: tuple[AttentionPair, ...]) -> Named | None:
     """Where the strongest places agree: one distance, or one token that is attended to."""
     total = sum(pair.weight for pair in pairs)
     for rule, key, say in _AGREEMENTS:

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphs.evidence import Context, Evidence
 from graphs.label import LONGEST, Expectation, Label, Role, Score
-from labelers.head_roles import Named, name_head
+from labelers.head_roles import Named, by_attention, name_head
 from labelers.predicate import Predicate
 from labelers.rule_choice import POSITIVE, Choice, Examples, choose
 from labelers.rules.rule import show
@@ -29,6 +29,8 @@ _FIXED: dict[str, str] = {
 }
 """Names of nodes that need no evidence."""
 UNCLEAR = "unclear"
+_LARGE = 0.05
+"""Share of the task's metric from which a direct effect on the answers is worth a name."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,43 @@ class RuleLabeler:
         if evidence.node.kind in _FIXED:
             text = _FIXED[evidence.node.kind]
             return Label(evidence.node, text, "unclear", self.name, rule="kind", confidence=1.0)
-        named = None if evidence.head is None else name_head(evidence.head)
+        named = _named(evidence)
         if named is not None:
-            return _of_head(evidence, named)
+            return _of_named(evidence, named)
         choice = _choice(evidence)
         if choice is None or choice.value < self.least:
             return _unclear(evidence, choice)
         return _of_rule(evidence, choice)
+
+
+def _named(evidence: Evidence) -> Named | None:
+    """What a head's scores, then its direct effect on the task's answers, then its strongest places say."""
+    if evidence.head is None:
+        return None
+    return name_head(evidence.head) or _by_answers(evidence) or by_attention(evidence.head.pairs)
+
+
+def _by_answers(evidence: Evidence) -> Named | None:
+    """Raises right answers, or lowers wrong ones, ... where that direct effect is large."""
+    effects = {side: evidence.answers.get(side, 0.0) for side in ("right", "wrong")}
+    share = _direct(evidence)
+    if abs(share) < _LARGE:
+        return None
+    side = max(effects, key=lambda name: abs(effects[name]))
+    raises = effects[side] > 0
+    text = f"{'raises' if raises else 'lowers'} {side} answers"
+    said = ", ".join(f"{name} answers {value:+.2f}" for name, value in effects.items())
+    description = f"Direct effect on the logits: {said}; {share:+.0%} of the metric."
+    ablated = "down" if share > 0 else "up"
+    role: Role = "promotes" if raises else "suppresses"
+    return Named(f"answers:{side}", text, role, description, min(abs(share), 1.0), ablated=ablated)
+
+
+def _direct(evidence: Evidence) -> float:
+    """Direct effect on right less wrong answers, as a share of the task's metric where that is a difference of logits."""
+    before = next((effect.before for effect in evidence.causal if effect.metric == "logit-diff"), 0.0)
+    difference = evidence.answers.get("right", 0.0) - evidence.answers.get("wrong", 0.0)
+    return difference / before if before > 0 else 0.0
 
 
 def _error(evidence: Evidence) -> Label:
@@ -66,7 +98,7 @@ def _error(evidence: Evidence) -> Label:
     return Label(evidence.node, f"error{share}", "unclear", "rules", description, "kind", confidence=1.0)
 
 
-def _of_head(evidence: Evidence, named: Named) -> Label:
+def _of_named(evidence: Evidence, named: Named) -> Label:
     expects = Expectation("ablate", "up" if named.ablated == "up" else "down") if named.ablated else expected(evidence)
     return Label(
         evidence.node,
@@ -188,8 +220,12 @@ def held_out(predicate: Predicate, contexts: Sequence[Context]) -> dict[str, Sco
 
 
 def expected(evidence: Evidence) -> Expectation | None:
-    """What ablating the node should do to the task's metric, from its edges in the circuit: a positive score says that
-    the metric falls without the edge. None where there are no edges out of it, or where they cancel."""
+    """What ablating the node should do to the task's metric: by its direct effect on the answers where that is large, else
+    by its edges in the circuit, whose positive scores say that the metric falls without them. None where neither tells.
+    """
+    direct = _direct(evidence)
+    if abs(direct) >= _LARGE:
+        return Expectation("ablate", "down" if direct > 0 else "up")
     signed = sum(edge.weight for edge in evidence.outputs)
     total = sum(abs(edge.weight) for edge in evidence.outputs)
     if total == 0 or abs(signed) < 0.2 * total:

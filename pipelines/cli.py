@@ -193,6 +193,31 @@ def _connections(options: argparse.Namespace) -> None:
         print(f"wrote {options.json}")
 
 
+def _label(options: argparse.Namespace) -> None:
+    from pipelines.label import dry_run, label_run
+    from pipelines.label_flags import label_request
+    from pipelines.label_summary import label_summary
+
+    request = label_request(options)
+    if options.dry_run:
+        print(dry_run(options.run, request))
+        return
+    done = label_run(options.run, request)
+    print(label_summary(done.labels, done.failures, done.usage))
+    for path in done.written:
+        print(f"wrote {path}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from pipelines.label_flags import score_request
+    from pipelines.label_summary import label_summary
+    from pipelines.score import score_run
+
+    _, labels, path = score_run(options.run, score_request(options))
+    print(label_summary(labels))
+    print(f"wrote {path}")
+
+
 def _list(options: argparse.Namespace) -> None:
     from pipelines.listing import LISTINGS
     from pipelines.summary import table
@@ -220,6 +245,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train-transcoders": _train_transcoders,
     "trace": _trace,
     "connections": _connections,
+    "label": _label,
+    "score": _score,
     "list": _list,
 }
 """What each command runs."""

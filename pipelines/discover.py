@@ -290,6 +290,7 @@ def judge(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: Circui
 def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> CircuitView:
     """What exporters are given of a run."""
     from graphs.view import CircuitView
+    from pipelines.label import label_texts
 
     run = store.run
     own = evaluation.get("circuit", {})
@@ -297,7 +298,7 @@ def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> Circu
     numbers |= {key: evaluation[key] for key in ("cmd", "cpr", "cmd_log", "auroc") if evaluation.get(key) is not None}
     method = run["config"]["method"]["name"]
     title = f"{run['task']['name']} in {run['model']['name']} ({method})"
-    return CircuitView(circuit, title=title, evaluation=numbers, metric=run["task"]["metric"])
+    return CircuitView(circuit, title, label_texts(store), numbers, run["task"]["metric"])
 
 
 def export_run(store: RunStore, formats: tuple[str, ...], clock: Clock | None = None) -> list[Path]:

@@ -9,6 +9,7 @@ from pipelines.check_flags import add_check_flags
 from pipelines.flags import add_flags
 from pipelines.intervene_flags import EPILOG as _INTERVENE_EPILOG
 from pipelines.intervene_flags import add_intervene_flags
+from pipelines.label_flags import LABEL_EPILOG, SCORE_EPILOG, add_label_flags, add_score_flags
 from pipelines.trace_flags import EPILOG as _TRACE_EPILOG
 from pipelines.trace_flags import add_trace_flags
 from pipelines.train_flags import EPILOG as _TRAIN_EPILOG
@@ -188,6 +189,14 @@ def _add_connections(commands: argparse._SubParsersAction, name: str) -> None:
     )
 
 
+def _add_label(commands: argparse._SubParsersAction, name: str) -> None:
+    add_label_flags(_command(commands, name, "name every node of a stored run, with evidence", LABEL_EPILOG))
+
+
+def _add_score(commands: argparse._SubParsersAction, name: str) -> None:
+    add_score_flags(_command(commands, name, "test the names of a stored run on held-out text", SCORE_EPILOG))
+
+
 def _add_list(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "list what can be named in settings")
     parser.add_argument("what", choices=LISTS)
@@ -204,5 +213,7 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "train-transcoders": _add_train_transcoders,
     "trace": _add_trace,
     "connections": _add_connections,
+    "label": _add_label,
+    "score": _add_score,
     "list": _add_list,
 }

@@ -31,6 +31,7 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
     "validation.json",
     "features.json",
 )
+LABELS, EVIDENCE = "labels.json", "evidence"
 IDENTITY = ("edgewise", "config", "inputs")
 """What of run.json must agree for results on disk to be reused."""
 
@@ -86,11 +87,15 @@ class RunStore:
 
     def _drop_results(self) -> None:
         """Removes what another run left, its record first, so that no mixture of two runs can be read."""
-        for path in (RUN, SCORES, CIRCUIT, EVALUATION, NODES, ADJACENCY, GRAPH, VALIDATION, FEATURES):
+        for path in (RUN, SCORES, CIRCUIT, EVALUATION, NODES, ADJACENCY, GRAPH, VALIDATION, FEATURES, LABELS):
             self.path(path).unlink(missing_ok=True)
-        for folder in (EXPORTS, EVALUATIONS):
-            for path in self.path(folder).glob("*"):
-                path.unlink()
+        for folder in (EXPORTS, EVALUATIONS, EVIDENCE):
+            self.clear(folder, "*")
+
+    def clear(self, folder: str, pattern: str = "*.json") -> None:
+        """Removes the files of a folder of the run."""
+        for path in self.path(folder).glob(pattern):
+            path.unlink()
 
     def load(self) -> None:
         """Reads the run.json of an existing run. Raises RunConflict where there is none."""

@@ -1,0 +1,77 @@
+"""`edgewise score`: are the names of a run any good? Held-out text, a judge, and what interventions measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipelines.clock import Clock
+from pipelines.label import read_evidence, read_labels, write_labels
+from pipelines.store import RunConflict, RunStore
+
+if TYPE_CHECKING:
+    from graphs.evidence import Evidence
+    from graphs.label import Label
+    from graphs.node import NodeId
+    from labelers.openai_settings import OpenAISettings
+    from labelers.questions import Judge, Test
+
+TESTS = ("detection", "fuzzing", "intruder")
+"""As `labelers.scoring` names them; here so that --help needs no import."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """How labels are tested."""
+
+    judge: Literal["rules", "openai"] = "rules"
+    """Who answers: a rule label's own predicate applied to text, or a language model."""
+    tests: tuple[Test, ...] = TESTS
+    """Which tests."""
+    baseline: bool = True
+    """Whether the same is asked of shuffled labels."""
+    seed: int = 0
+    """Of marks, intruders, shuffled labels and resamples."""
+    openai: OpenAISettings | None = None
+    """The endpoint, where a language model answers."""
+
+
+def score_run(directory: str | Path, request: ScoreRequest) -> tuple[RunStore, dict[NodeId, Label], Path]:
+    """Tests the labels of a run and writes them back with their scores. Raises RunConflict where there are none."""
+    store = RunStore(directory)
+    store.load()
+    return (store, *score_store(store, request, Clock()))
+
+
+def score_store(store: RunStore, request: ScoreRequest, clock: Clock) -> tuple[dict[NodeId, Label], Path]:
+    """`score_run` for a run that is open."""
+    labels, facts = read_labels(store)
+    if not labels:
+        raise RunConflict(f"{store.directory} has no labels yet: run edgewise label {store.directory} first")
+    with clock.time("label scores"):
+        scored = _scored(labels, read_evidence(store), request)
+    path = write_labels(store, scored, {**facts, "judge": request.judge, "score_seed": request.seed})
+    store.note(clock.seconds)
+    return scored, path
+
+
+def _scored(
+    labels: Mapping[NodeId, Label], evidence: Mapping[NodeId, Evidence], request: ScoreRequest
+) -> dict[NodeId, Label]:
+    from labelers.scoring import ScoreSettings, score_labels
+
+    settings = ScoreSettings(request.tests, request.baseline, seed=request.seed)
+    return score_labels(labels, evidence, _judge(request), settings)
+
+
+def _judge(request: ScoreRequest) -> Judge:
+    if request.judge == "rules":
+        from labelers.rule_judge import RuleJudge
+
+        return RuleJudge()
+    from labelers.judge import LLMJudge
+
+    assert request.openai is not None
+    return LLMJudge(request.openai)
