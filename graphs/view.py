@@ -79,5 +79,6 @@ class CircuitView:
 
 
 def percent(part: int | float, whole: int) -> str:
-    """A share in per cent, to two significant digits."""
-    return f"{100 * part / whole:.2g} %" if part < whole else "100 %"
+    """A share in per cent, to two significant digits (three just below the whole)."""
+    value = 100 * part / whole if part < whole else 100.0
+    return f"{value:.2g} %" if value < 99.5 else f"{value:.3g} %"

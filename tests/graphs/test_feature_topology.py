@@ -17,7 +17,7 @@ from graphs.node import NodeId, Slot
 from graphs.prune import drop_dead_ends, full_circuit, select_top
 from graphs.scores import EdgeScores
 from graphs.topology import Topology, topology_from_names, transformer_topology, without_heads
-from graphs.view import CircuitView
+from graphs.view import CircuitView, percent
 
 FEATURES = {0: (3, 11), 2: (0, 4, 25)}
 
@@ -119,3 +119,8 @@ def test_the_share_of_errors_at_its_ends() -> None:
     rest = int(without_errors(unscored).kept.sum())
     assert error_share(unscored) == pytest.approx(1 - rest / topology.edge_count)
     assert error_share(without_errors(unscored)) == 0
+
+
+def test_shares_are_never_written_as_powers_of_ten() -> None:
+    shares = (0.997, 0.99999, 1.0, 0.994, 0.5, 0.0123)
+    assert [percent(share, 1) for share in shares] == ["99.7 %", "100 %", "100 %", "99 %", "50 %", "1.2 %"]
