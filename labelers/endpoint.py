@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -237,7 +237,7 @@ class Endpoint:
         return False
 
     def _cache_key(self, request: Request) -> str:
-        shaped = {"url": self._url, "model": self.settings.model, "request": asdict(request)}
+        shaped = {"url": self._url, "model": self.settings.model, "request": vars(request)}
         return key_of({**shaped, "temperature": self.settings.temperature, "seed": self.settings.seed})
 
     def _fact_key(self, format: Format) -> str:

@@ -13,6 +13,7 @@ from graphs.label import Label
 from graphs.node import BadName, NodeId
 from labelers.endpoint import Endpoint, RequestFailed
 from labelers.openai_settings import OpenAISettings
+from labelers.prompt import shown_names
 from labelers.reply import BadReply, Inquiry, ask, list_of, one_of, strict_object, text_of
 from labelers.reply_cache import ReplyCache
 from labelers.wiring import EFFECTS, Wire, ends, strongest
@@ -110,7 +111,7 @@ async def _narrate(
 def inquiry(wires: Sequence[Wire], labels: Mapping[NodeId, Label], about: str) -> Inquiry[tuple[Claim, ...]]:
     """What is asked, and how the reply is read."""
     edges = [{"edge": str(wire.edge), "effect": wire.effect, "weight": float(f"{wire.weight:.2g}")} for wire in wires]
-    nodes = [{"node": str(node), **_called(labels.get(node.at(None)))} for node in ends(wires)]
+    nodes = [{"node": str(node), **shown_names(labels.get(node.at(None)))} for node in ends(wires)]
     cited = {"edge": {"type": "string", "enum": [edge["edge"] for edge in edges]}}
     cited["effect"] = {"type": "string", "enum": list(EFFECTS)}
     sentence = {"text": {"type": "string"}, "edges": {"type": "array", "items": strict_object(cited)}}
@@ -172,10 +173,6 @@ def _named_nodes(text: str) -> list[str]:
         except BadName:
             continue
     return found
-
-
-def _called(label: Label | None) -> dict[str, str]:
-    return {} if label is None else {"name": label.text, "role": label.role}
 
 
 def plain_narrative(wires: Sequence[Wire], labels: Mapping[NodeId, Label], most: int = 12) -> Narrative:

@@ -13,7 +13,6 @@ from labelers.rules.rule import Mask
 from labelers.rules.table import RULES
 from labelers.text import Text
 
-
 _AND = " & "
 
 

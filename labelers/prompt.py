@@ -79,6 +79,8 @@ def data_block(data: Mapping[str, Any]) -> str:
 
 def _guard(literal: str) -> str:
     """A JSON string literal with the same value."""
+    if literal.isascii() and literal.isprintable() and _MARKS.isdisjoint(literal):
+        return literal
     return "".join(_escaped(sign) if _is_odd(sign) else sign for sign in literal)
 
 
@@ -105,6 +107,11 @@ def shown(evidence: Evidence, view: View, names: Mapping[NodeId, str], drafts: S
     if drafts:
         data["drafts"] = [_draft(draft) for draft in drafts]
     return {key: value for key, value in data.items() if value not in (None, [], {}, "")}
+
+
+def shown_names(label: Label | None) -> dict[str, str]:
+    """What another part is called, for data about many parts; hostile."""
+    return {} if label is None else {"name": label.text, "role": label.role}
 
 
 def has_side(evidence: Evidence, view: View) -> bool:
