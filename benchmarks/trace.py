@@ -1,6 +1,6 @@
 """How fast one prompt's attribution graph is, beside circuit-tracer on the same work.
 
-    python benchmarks/trace.py [--repeats 5] [--peer-python PATH] | --long [--tokens N] [--features N]
+    python benchmarks/trace.py [--repeats 5] [--peer-python PATH] | --long [--small] [--tokens N] [--features N]
 
 A random (seeded) Llama of 8 layers (d_model 256, 8 heads over 2 key/value heads, vocabulary 32,000), a prompt of 16 tokens,
 ReLU transcoders 8 times as wide, of which about 2,200 features are active. From loaded model and transcoders to the whole
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
 
@@ -39,6 +40,7 @@ from graphs.attribution import AttributionGraph
 from graphs.influence import measure, prune
 
 PUBLISHED = {"seconds": 1.10, "added_mb": 210.0}
+SMALL = dict(hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
 CONFIG = dict(
     vocab_size=32000, hidden_size=256, intermediate_size=688, num_hidden_layers=8, num_attention_heads=8,
     num_key_value_heads=2, tie_word_embeddings=False,
@@ -46,12 +48,12 @@ CONFIG = dict(
 BAR, TOLERANCE = 3.0, 1e-4
 
 
-def build(bias: float, positions: int = 2048) -> tuple[ComponentModel, TranscoderSet]:
+def build(bias: float, sizes: dict[str, Any], positions: int = 2048) -> tuple[ComponentModel, TranscoderSet]:
     """The model and its transcoders; features fire where a standard normal number exceeds -bias."""
     torch.manual_seed(0)
-    model = ComponentModel(LlamaForCausalLM(LlamaConfig(**CONFIG, max_position_embeddings=positions)).eval())
+    model = ComponentModel(LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=positions)).eval())
     generator = torch.Generator().manual_seed(0)
-    d_model, features = CONFIG["hidden_size"], 8 * CONFIG["hidden_size"]
+    d_model, features = sizes["hidden_size"], 8 * sizes["hidden_size"]
     transcoders = tuple(
         Transcoder(
             layer,
@@ -60,7 +62,7 @@ def build(bias: float, positions: int = 2048) -> tuple[ComponentModel, Transcode
             {layer: torch.randn(features, d_model, generator=generator) / features**0.5},
             Activation("relu"),
         )
-        for layer in range(CONFIG["num_hidden_layers"])
+        for layer in range(sizes["num_hidden_layers"])
     )
     zero = torch.zeros(d_model)
     return model, TranscoderSet(transcoders, "mlp-in", "mlp-raw", {t.layer: zero for t in transcoders}, "random")
@@ -105,7 +107,7 @@ def memory_mb() -> float:
 
 def short(repeats: int, peer_python: str | None) -> dict[str, object]:
     """16 tokens, beside the peer."""
-    model, transcoders = build(-2.36)
+    model, transcoders = build(-2.36, CONFIG)
     tokens = torch.randint(3, 1000, (16,), generator=torch.Generator().manual_seed(0))
     tokens[0] = 1  # the peer puts a BOS token in front of anything else
     result: dict[str, object] = {}
@@ -139,12 +141,12 @@ def short(repeats: int, peer_python: str | None) -> dict[str, object]:
     return result
 
 
-def long(tokens: int, features: int) -> dict[str, object]:
+def long(tokens: int, features: int, sizes: dict[str, Any]) -> dict[str, object]:
     """A long prompt with many features: time, entries and memory, pruning included."""
     # Active features are (tokens - 1) * layers * width * share: the bias that gives the share, from the normal distribution.
-    share = features / ((tokens - 1) * CONFIG["num_hidden_layers"] * 8 * CONFIG["hidden_size"])
+    share = features / ((tokens - 1) * sizes["num_hidden_layers"] * 8 * sizes["hidden_size"])
     bias = float(torch.distributions.Normal(0, 1).icdf(torch.tensor(share)))
-    model, transcoders = build(bias, max(2048, tokens))
+    model, transcoders = build(bias, sizes, max(2048, tokens))
     prompt = torch.randint(3, 1000, (tokens,), generator=torch.Generator().manual_seed(0))
     start = time.perf_counter()
     graph = trace(model, transcoders, prompt, 0.999)
@@ -163,10 +165,14 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-python", metavar="PATH")
     parser.add_argument("--long", action="store_true")
+    parser.add_argument("--small", action="store_true", help="with --long: 4 layers, d_model 128, 4 heads")
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--features", type=int, default=50_000)
     options = parser.parse_args()
-    result = long(options.tokens, options.features) if options.long else short(options.repeats, options.peer_python)
+    sizes = CONFIG | (SMALL if options.small else {})
+    result = (
+        long(options.tokens, options.features, sizes) if options.long else short(options.repeats, options.peer_python)
+    )
     print(json.dumps(result, indent=1))
     if options.long:
         return 0 if result["peak_mb"] < 24_000 else 1  # type: ignore[operator]

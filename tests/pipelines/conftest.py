@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from discovery.component_model import ComponentModel
+from discovery.transcoder_formats.circuit_tracer import write_circuit_tracer
 from tests.discovery.tiny_models import tiny_model
+from tests.discovery.tiny_transcoders import tiny_transcoders
 
 ROOT = Path(__file__).resolve().parents[2]
 Edgewise = Callable[..., subprocess.CompletedProcess[str]]
@@ -23,6 +26,14 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with grouped key/value heads: 3 layers, 4 heads, 2 kv heads, no tokenizer."""
     directory = tmp_path_factory.mktemp("model")
     tiny_model("llama").save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def transcoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random ReLU transcoders of that model, in circuit-tracer's layout."""
+    directory = tmp_path_factory.mktemp("transcoders")
+    write_circuit_tracer(tiny_transcoders(ComponentModel(tiny_model("llama")), "relu"), directory)
     return directory
 
 

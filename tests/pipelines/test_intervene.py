@@ -7,18 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery.component_model import ComponentModel
-from discovery.transcoder_formats.circuit_tracer import write_circuit_tracer
 from pipelines.cli import main
-from tests.discovery.tiny_models import tiny_model
-from tests.discovery.tiny_transcoders import tiny_transcoders
-
-
-@pytest.fixture(scope="module")
-def transcoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("transcoders")
-    write_circuit_tracer(tiny_transcoders(ComponentModel(tiny_model("llama")), "relu"), directory)
-    return directory
 
 
 @pytest.fixture

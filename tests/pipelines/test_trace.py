@@ -9,23 +9,12 @@ import numpy as np
 import pytest
 from scipy.sparse import load_npz
 
-from discovery.component_model import ComponentModel
-from discovery.transcoder_formats.circuit_tracer import write_circuit_tracer
 from graphs.adjacency import read_adjacency
 from graphs.attribution_json import read_graph
 from pipelines.cli import main
 from pipelines.trace_task import changed_spans
-from tests.discovery.tiny_models import tiny_model
-from tests.discovery.tiny_transcoders import tiny_transcoders
 
 TOKENS = [5, 9, 14, 3, 22, 31, 8]
-
-
-@pytest.fixture(scope="module")
-def transcoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("transcoders")
-    write_circuit_tracer(tiny_transcoders(ComponentModel(tiny_model("llama")), "relu"), directory)
-    return directory
 
 
 @pytest.fixture
