@@ -75,6 +75,19 @@ class FrozenLayer:
         pulled = torch.bmm(self.pattern[:, :width, :width].transpose(1, 2), mixed)
         return pulled.view(heads, width, rows, d_head).permute(2, 1, 0, 3)
 
+    def pull_attention_from(
+        self, gradient: Float[Tensor, "row d_model"], positions: Int[Tensor, " row"], width: int
+    ) -> Float[Tensor, "row pos d_model"]:
+        """As `pull_attention`, of rows that are at one position each: one vector a head instead of one a position."""
+        if self.post_attention_scale is not None:
+            gradient = gradient * self.post_attention_scale[positions]
+        rows, (slots, d_head, d_model) = len(gradient), self.readers.shape
+        mixed = (gradient @ self.writers.flatten(0, 1).t()).view(rows, slots, -1, d_head)
+        read = torch.bmm(mixed.transpose(0, 1).reshape(slots, -1, d_head), self.readers)
+        heads = read.view(slots, rows, -1, d_model).transpose(0, 1).reshape(rows, -1, d_model)
+        pulled = torch.bmm(self.pattern[:, positions, :width].permute(1, 2, 0), heads)
+        return pulled if self.attention_scale is None else pulled.mul_(self.attention_scale[:width])
+
     def attention_constant(self) -> Float[Tensor, "pos d_model"]:
         """What the attention adds to the residual stream whatever it reads: biases of norm, values and output."""
         block, norm, dtype = self.block, self.block.attention_norm, self._dtype

@@ -199,7 +199,7 @@ class LocalReplacement:
         if depths != sorted(depths, reverse=True):
             raise ValueError("readouts must come deepest first")
         rows = torch.arange(len(depths), device=gradient.device) if readouts.sums is None else readouts.sums
-        first = active = 0
+        first = active = spread = 0  # rows before `spread` have been through an attention: the others stand at one position
 
         def inject(depth: int) -> None:
             nonlocal first, active
@@ -229,12 +229,23 @@ class LocalReplacement:
             if active:
                 if constants:
                     self._meet_constants(layer, self.frozen.layers[layer].attention_constant(), live, result)
-                live += self.frozen.layers[layer].pull_attention(live)
+                spread = spread if readouts.sums is None else active
+                self._pull_attention(layer, live, spread, readouts.position[spread:active])
+                spread = active
                 if skipped is not None:
                     live += skipped
             inject(2 * layer)
         self._meet_entry(gradient, result, constants)
         return result
+
+    def _pull_attention(self, layer: int, live: Tensor, spread: int, positions: Int[Tensor, " fresh"]) -> None:
+        """Adds what the attention carries; rows from `spread` on are at one position each."""
+        frozen = self.frozen.layers[layer]
+        if spread:
+            live[:spread] += frozen.pull_attention(live[:spread])
+        if spread < len(live):
+            rows = torch.arange(spread, len(live), device=live.device)
+            live[spread:] += frozen.pull_attention_from(live[rows, positions], positions, live.shape[1])
 
     def pull_skip(self, layer: int, gradient: Float[Tensor, "row pos d_model"]) -> Tensor | None:
         """Through a layer's skip connection to what its MLP reads; None where it has none."""
