@@ -218,6 +218,12 @@ def _score(options: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+def _serve(options: argparse.Namespace) -> None:
+    from pipelines.serve import serve
+
+    serve(build(flag_settings(options)).model, options, lambda line: print(line, flush=True))
+
+
 def _list(options: argparse.Namespace) -> None:
     from pipelines.listing import LISTINGS
     from pipelines.summary import table
@@ -247,6 +253,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "connections": _connections,
     "label": _label,
     "score": _score,
+    "serve": _serve,
     "list": _list,
 }
 """What each command runs."""

@@ -10,6 +10,8 @@ from pipelines.flags import add_flags
 from pipelines.intervene_flags import EPILOG as _INTERVENE_EPILOG
 from pipelines.intervene_flags import add_intervene_flags
 from pipelines.label_flags import LABEL_EPILOG, SCORE_EPILOG, add_label_flags, add_score_flags
+from pipelines.serve_flags import EPILOG as _SERVE_EPILOG
+from pipelines.serve_flags import add_serve_flags
 from pipelines.trace_flags import EPILOG as _TRACE_EPILOG
 from pipelines.trace_flags import add_trace_flags
 from pipelines.train_flags import EPILOG as _TRAIN_EPILOG
@@ -197,6 +199,11 @@ def _add_score(commands: argparse._SubParsersAction, name: str) -> None:
     add_score_flags(_command(commands, name, "test the names of a stored run on held-out text", SCORE_EPILOG))
 
 
+def _add_serve(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "answer chats with a local model, as an OpenAI-compatible server"
+    add_serve_flags(_command(commands, name, text, _SERVE_EPILOG))
+
+
 def _add_list(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "list what can be named in settings")
     parser.add_argument("what", choices=LISTS)
@@ -215,5 +222,6 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "connections": _add_connections,
     "label": _add_label,
     "score": _add_score,
+    "serve": _add_serve,
     "list": _add_list,
 }
