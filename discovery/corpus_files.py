@@ -147,6 +147,8 @@ class Window:
     fixed: int
     """Leading positions that are the same whatever the text says (the BOS token): not trained or measured on. At least
     1: graphs zero the features and errors of position 0, so nothing is to be learnt there."""
+    start: int = 0
+    """Place of the first token in its document; below 0 where the tokenizer put it in front."""
 
     @property
     def free(self) -> int:
@@ -178,7 +180,7 @@ def token_windows(
         for first in range(0, len(body), step):
             tokens = front + body[first : first + step]
             if len(tokens) > max(1, len(front)):
-                windows.append(Window(tokens, number, max(1, len(front))))
+                windows.append(Window(tokens, number, max(1, len(front)), first - len(front)))
     if not windows:
         raise BadCorpus("the corpus has no document of two tokens or more")
     return tuple(windows)
