@@ -103,14 +103,14 @@ class WriteMeter:
 
     def to_stream(self, own: Float[Tensor, "node d_own"]) -> Float[Tensor, "node d_model"]:
         """Directions in the residual stream of what `written` gives."""
-        return own if self.nodes[0].kind == "mlp" else torch.einsum("nd,ndm->nm", own, self._writers())
+        return own if self.nodes[0].kind == "mlp" else torch.einsum("nd,ndm->nm", own, self.writers())
 
     def norms(self, seen: Activations, first: int) -> Float[Tensor, "row pos node"]:
         """Length of what each node adds to the residual stream."""
         own = self.written(seen, first)
         if self.nodes[0].kind == "mlp":
             return own.norm(dim=-1)
-        writers = self._writers()
+        writers = self.writers()
         gram = torch.einsum("ndm,nem->nde", writers, writers)
         return torch.einsum("rpnd,nde,rpne->rpn", own, gram, own).clamp(min=0).sqrt()
 
@@ -119,7 +119,8 @@ class WriteMeter:
         norms = self.norms(seen, first)
         return torch.where((norms > self.thresholds.to(norms)) & real[..., None], norms, 0).float()
 
-    def _writers(self) -> Float[Tensor, "node d_own d_model"]:
+    def writers(self) -> Float[Tensor, "node d_own d_model"]:
+        """Of heads: what turns `written` into what is added to the residual stream."""
         return head_writers(self.block, self.dtype)[[node.index or 0 for node in self.nodes]]
 
 
