@@ -104,9 +104,10 @@ class ChosenContexts:
         self._top = [_Group.of(group, True) for group in state.groups["explain"]]
         self._sample = {split: [_Group.of(group, False) for group in state.groups[split]] for split in SPLITS}
         self._bags = {split: self._bag(split) for split in SPLITS}
-        rows = np.maximum(sum(np.asarray((bag > 0).sum(0)).ravel() for bag in self._bags.values()), 1)
-        total = sum(bag.shape[0] for bag in self._bags.values())
-        self._rarity = np.log1p(total / rows)
+        found = np.concatenate([bag.indices for bag in self._bags.values()])
+        vocabulary = max(max(window.tokens) for window in plan.windows) + 1
+        rows = np.maximum(np.bincount(found, minlength=vocabulary), 1)
+        self._rarity = np.log1p(sum(len(places) for places in plan.pool.values()) / rows)
 
     def of_meter(
         self, number: int, contrasts: Callable[[int], Mapping[Split, Sequence[Passage]]] | None = None
@@ -122,7 +123,7 @@ class ChosenContexts:
             likeness = {split: self._likeness(split, [one[3] for one in counted]) for split in SPLITS}
             for place, node in enumerate(nodes):
                 mine = {} if contrasts is None else contrasts(node)
-                passages = {
+                passages: dict[Split, list[Passage]] = {
                     split: self._passages(number, node, split, likeness[split][place], mine.get(split, ()))
                     for split in SPLITS
                 }
@@ -170,7 +171,9 @@ class ChosenContexts:
         rows = [row for row, profile in enumerate(profiles) for _ in profile]
         columns = [token for profile in profiles for token in profile]
         values = [value for profile in profiles for value in profile.values()]
-        wanted = csr_array((np.array(values, dtype=np.float32), (rows, columns)), shape=(len(profiles), bag.shape[1]))
+        wanted = csr_array(
+            (np.array(values, dtype=np.float32), (rows, columns)), shape=(len(profiles), len(self._rarity))
+        )
         return (wanted @ bag.T).toarray()
 
     def _passages(

@@ -85,18 +85,21 @@ class CorpusPlan:
     @staticmethod
     def of(windows: Sequence[Window], settings: EvidenceSettings) -> CorpusPlan:
         """The plan. Raises BadCorpus where one of the splits is empty."""
-        by_document = {number: settings.split_of(number) for number in {window.document for window in windows}}
+        by_document: dict[int, Split] = {
+            number: settings.split_of(number) for number in {window.document for window in windows}
+        }
         if set(by_document.values()) != set(SPLITS):
             raise BadCorpus(
                 f"a corpus of {len(by_document)} documents is too small for evidence: some must explain, others score"
             )
-        splits = tuple(by_document[window.document] for window in windows)
+        splits: tuple[Split, ...] = tuple(by_document[window.document] for window in windows)
         free = torch.tensor([window.free for window in windows])
         chunks = -(-int(free.max()) // settings.width)
-        numbers = torch.arange(len(windows) * chunks).view(len(windows), chunks)
-        hashes, order = hashed(numbers, 2 * settings.seed), hashed(numbers, 2 * settings.seed + 1)
+        places = torch.arange(len(windows) * chunks).view(len(windows), chunks)
+        hashes, order = hashed(places, 2 * settings.seed), hashed(places, 2 * settings.seed + 1)
         whole = (torch.arange(chunks) + 1) * settings.width <= free[:, None]
-        place, pool = torch.full_like(numbers, -1), {}
+        place = torch.full_like(places, -1)
+        pool: dict[Split, Tensor] = {}
         for split in SPLITS:
             mine = whole & torch.tensor([one == split for one in splits])[:, None]
             candidates = mine.flatten().nonzero().flatten()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,7 @@ from discovery.batch import Batch
 from discovery.blocks import Block, find_blocks
 from discovery.component_model import ComponentModel
 from discovery.contraction import head_writers
-from discovery.projections import readout
+from discovery.projections import readout, unembedding
 from discovery.recording import Activations, Sequences, record_pass, session
 from graphs.evidence import TokenEffect
 from graphs.node import NodeId
@@ -83,66 +84,71 @@ def copying(
 def copied_on_task(
     model: ComponentModel, heads: Sequence[NodeId], batches: Sequence[Batch], pairs: int
 ) -> dict[NodeId, dict[str, float]]:
-    """Name mover, copy suppression and answer attention of every head on the task's clean prompts; empty where no prompt
-    mentions its right answer.
+    """Name mover and copy suppression scores of every head on the task's clean prompts; empty where none mentions an answer.
 
-    name_mover: mean over pairs of the attention from the last token to earlier mentions of the right answer's first token, as
-    far as what the head would bring from there has that token among the `RANK` that it raises most; copy_suppression: ...
-    lowers most. answer_attention: that attention whatever it brings.
+    name_mover: mean over pairs of the attention from the last token to mentions of right answers (their first tokens), as
+    far as what the head would bring from there has that token among the `RANK` that it raises most. copy_suppression: to
+    mentions of right or wrong answers, as far as it is among those that it lowers most. answer_attention, wrong_attention:
+    attention to the mentions of right, and of wrong answers, whatever it brings.
     """
-    totals = {head: {"name_mover": 0.0, "copy_suppression": 0.0, "answer_attention": 0.0} for head in heads}
+    names = ("name_mover", "copy_suppression", "answer_attention", "wrong_attention")
+    totals: dict[NodeId, dict[str, float]] = {head: dict.fromkeys(names, 0.0) for head in heads}
     count = 0
     for batch in batches:
         if count >= pairs:
             break
         moved = batch.to(model.device)
-        rows, last, mentions, answers = _mentions(moved)
-        some = mentions.any(1).nonzero().flatten()[: pairs - count]
-        if len(some):
-            _add_batch(model, moved, totals, rows[some], last[some], mentions[some], answers[some])
-            count += len(some)
+        some = _mentions(moved)
+        if len(some.column):
+            _add_batch(model, moved, totals, some)
+            count += len(moved)
     return {head: {name: value / count for name, value in one.items()} if count else {} for head, one in totals.items()}
 
 
-def _mentions(batch: Batch) -> tuple[Tensor, Tensor, Bool[Tensor, "pair pos"], Int[Tensor, " pair"]]:
-    """Row and last column of every pair's prompt, where it mentions its right answer, and that answer's first token."""
-    rows, last = (place[batch.pair_read] for place in (batch.read_row, batch.read_column))
+class _Mentions(NamedTuple):
+    """Places of a batch's prompts that hold the first token of one of their answers."""
+
+    row: Int[Tensor, " mention"]
+    column: Int[Tensor, " mention"]
+    last: Int[Tensor, " mention"]
+    """Column of the prompt's last token."""
+    token: Int[Tensor, " mention"]
+    right: Bool[Tensor, " mention"]
+
+
+def _mentions(batch: Batch) -> _Mentions:
     first = batch.step_read == batch.pair_read[batch.candidate_pair[batch.step_candidate]]
-    first &= batch.candidate_right[batch.step_candidate]
-    answers = torch.full_like(rows, -1)
-    answers[batch.candidate_pair[batch.step_candidate[first]]] = batch.step_token[first]
+    candidates, tokens = batch.step_candidate[first], batch.step_token[first]
+    pair, right = batch.candidate_pair[candidates], batch.candidate_right[candidates]
+    # Several answers of a pair may begin with the same token; a right one counts.
+    known = torch.stack([pair, tokens, ~right], 1).unique(dim=0)
+    again = torch.zeros(len(known), dtype=torch.bool, device=known.device)
+    again[1:] = (known[1:, :2] == known[:-1, :2]).all(1)
+    pair, tokens, wrong = known[~again].unbind(1)
+    rows, last = (place[batch.pair_read][pair] for place in (batch.read_row, batch.read_column))
     columns = torch.arange(batch.clean.shape[1], device=rows.device)
-    mentions = (batch.clean[rows] == answers[:, None]) & batch.mask[rows] & (columns <= last[:, None])
-    return rows, last, mentions, answers
+    found = (batch.clean[rows] == tokens[:, None]) & batch.mask[rows] & (columns <= last[:, None])
+    answer, column = found.nonzero(as_tuple=True)
+    return _Mentions(rows[answer], column, last[answer], tokens[answer], wrong[answer] == 0)
 
 
-def _add_batch(
-    model: ComponentModel,
-    batch: Batch,
-    totals: dict[NodeId, dict[str, float]],
-    rows: Int[Tensor, " pair"],
-    last: Int[Tensor, " pair"],
-    mentions: Bool[Tensor, "pair pos"],
-    answers: Int[Tensor, " pair"],
-) -> None:
+def _add_batch(model: ComponentModel, batch: Batch, totals: dict[NodeId, dict[str, float]], places: _Mentions) -> None:
     blocks = find_blocks(model.hf, model.arch, False)
-    seen = _run(model, blocks, batch.clean[rows], batch.mask[rows], patterns=True)
-    vocabulary = torch.arange(model.hf.get_submodule(model.arch.unembedding).weight.shape[0])  # type: ignore[union-attr]
-    reads = readout(model, vocabulary)
-    pair, column = mentions.nonzero(as_tuple=True)
+    seen = _run(model, blocks, batch.clean, batch.mask, patterns=True)
+    reads = readout(model, torch.arange(len(unembedding(model))))
     for head, sums in totals.items():
         layer, index = head.layer or 0, head.index or 0
-        attention = seen.patterns[layer][pair, index, last[pair], column].to(model.dtype)
+        attention = seen.patterns[layer][places.row, index, places.last, places.column].to(model.dtype)
         values = _values(model, blocks, seen, head)
-        real = batch.mask[rows]
-        mean = values[real].mean(0)
-        written = (values[pair, column] - mean) @ head_writers(blocks[layer], model.dtype)[index]
+        mean = values[batch.mask].mean(0)
+        written = (values[places.row, places.column] - mean) @ head_writers(blocks[layer], model.dtype)[index]
         logits = written @ reads.to(written).t()
-        own = logits.gather(1, answers[pair, None])
+        own = logits.gather(1, places.token[:, None])
         raised, lowered = ((compared.sum(1) < RANK) for compared in (logits > own, logits < own))
-        sums["name_mover"] += float((attention * raised).sum())
+        sums["name_mover"] += float((attention * raised * places.right).sum())
         sums["copy_suppression"] += float((attention * lowered).sum())
-        sums["answer_attention"] += float(attention.sum())
+        sums["answer_attention"] += float((attention * places.right).sum())
+        sums["wrong_attention"] += float((attention * ~places.right).sum())
 
 
 def _values(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -44,9 +45,12 @@ class _Sums:
 
 @dataclass(eq=False)
 class _Found:
-    """Places where a head attends: weight, row of its text, query, key."""
+    """Places where a head attends."""
 
     places: list[tuple[float, tuple[int, ...], int, int]] = field(default_factory=list)
+    """Weight, text, and the places of query and key in it."""
+    tokens: Counter[int] = field(default_factory=Counter)
+    """How often each token stands in the texts."""
 
 
 def usable_tokens(model: ComponentModel) -> Int[Tensor, " token"]:
@@ -97,16 +101,16 @@ def head_evidence(
     seen = _patterns(model, twice, torch.ones_like(twice, dtype=torch.bool))
     for layer in layers:
         _on_repeats(sums[layer], seen.patterns[layer].float(), front, period)
-    for tokens, mask in [*_task_rows(batches), *_text_rows(corpus)]:
-        seen = _patterns(model, tokens, mask)
+    for text in [*_task_rows(batches), *_text_rows(corpus)]:
+        seen, moved = _patterns(model, text.tokens, text.mask), text.to(model.device)
         for layer in layers:
-            _on_text(sums[layer], seen.patterns[layer].float(), tokens.to(model.device), mask.to(model.device))
+            _on_text(sums[layer], seen.patterns[layer].float(), moved)
         for head in wanted:
-            _strongest(found[head], seen.patterns[head.layer or 0][:, head.index or 0].float(), tokens, mask)
+            _strongest(found[head], seen.patterns[head.layer or 0][:, head.index or 0].float(), text)
     copies = copying(model, wanted, usable_tokens(model), texts, seed)
-    moved = copied_on_task(model, wanted, batches, _TASK_PAIRS)
+    on_task = copied_on_task(model, wanted, batches, _TASK_PAIRS)
     return {
-        head: _evidence(head, sums[head.layer or 0], found[head], copies[head], moved[head], texts) for head in wanted
+        head: _evidence(head, sums[head.layer or 0], found[head], copies[head], on_task[head], texts) for head in wanted
     }
 
 
@@ -133,7 +137,21 @@ def _on_repeats(sums: _Sums, pattern: Float[Tensor, "row head query key"], front
         sums.add(name, pattern[..., queries, keys], where)
 
 
-def _task_rows(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True, eq=False)
+class _Text:
+    """Left-padded texts."""
+
+    tokens: Int[Tensor, "row pos"]
+    mask: Bool[Tensor, "row pos"]
+    """True at real tokens."""
+    changed: Bool[Tensor, "row pos"]
+    """Of a task's clean prompts: the tokens that the corrupt prompts have otherwise."""
+
+    def to(self, device: torch.device) -> _Text:
+        return _Text(self.tokens.to(device), self.mask.to(device), self.changed.to(device))
+
+
+def _task_rows(batches: Sequence[Batch]) -> list[_Text]:
     found, left = [], _TASK_PAIRS
     for batch in batches:
         rows = batch.read_row[batch.pair_read][:left]
@@ -141,12 +159,15 @@ def _task_rows(batches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
             # What stands behind the prompt, of answers of several tokens, is not looked at.
             ends = batch.read_column[batch.pair_read][: len(rows), None]
             columns = torch.arange(batch.clean.shape[1], device=rows.device)
-            found.append(((batch.clean[rows]).cpu(), (batch.mask[rows] & (columns <= ends)).cpu()))
+            mask = batch.mask[rows] & (columns <= ends)
+            found.append(
+                _Text(batch.clean[rows], mask, (batch.clean != batch.corrupt)[rows] & mask).to(torch.device("cpu"))
+            )
             left -= len(rows)
     return found
 
 
-def _text_rows(corpus: Sequence[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
+def _text_rows(corpus: Sequence[tuple[int, ...]]) -> list[_Text]:
     """Four texts at a time: patterns are quadratic in their length."""
     found = []
     for first in range(0, len(corpus), 4):
@@ -154,17 +175,14 @@ def _text_rows(corpus: Sequence[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]
         width = max(map(len, some))
         tokens = torch.tensor([(0,) * (width - len(ids)) + tuple(ids) for ids in some])
         mask = torch.arange(width) >= width - torch.tensor([len(ids) for ids in some])[:, None]
-        found.append((tokens, mask))
+        found.append(_Text(tokens, mask, torch.zeros_like(mask)))
     return found
 
 
-def _on_text(
-    sums: _Sums,
-    pattern: Float[Tensor, "row head query key"],
-    tokens: Int[Tensor, "row pos"],
-    mask: Bool[Tensor, "row pos"],
-) -> None:
-    """Entropy and attention to the first token; the same scores as on repeats, wherever a token occurs again."""
+def _on_text(sums: _Sums, pattern: Float[Tensor, "row head query key"], text: _Text) -> None:
+    """Entropy and attention to the first token; the same scores as on repeats, wherever a token occurs again (text_...), and
+    there only where the prompt differs from its corrupt twin (task_...)."""
+    tokens, mask = text.tokens, text.mask
     pattern = pattern * mask[:, None, :, None]
     first = mask.long().argmax(1)
     columns = torch.arange(tokens.shape[1], device=mask.device)
@@ -180,15 +198,13 @@ def _on_text(
     behind &= columns[:, None] > columns
     before = (columns[:, None] == columns + 1) & mask[:, None, :] & mask[:, :, None]
     for name, keys in (("previous_token", before), ("duplicate_token", same), ("induction", behind)):
-        sums.add(f"text_{name}", (pattern * keys[:, None]).sum(-1), keys.any(-1))
+        attention = (pattern * keys[:, None]).sum(-1)
+        sums.add(f"text_{name}", attention, keys.any(-1))
+        sums.add(f"task_{name}", attention, keys.any(-1) & text.changed)
 
 
-def _strongest(
-    found: _Found,
-    pattern: Float[Tensor, "row query key"],
-    tokens: Int[Tensor, "row pos"],
-    mask: Bool[Tensor, "row pos"],
-) -> None:
+def _strongest(found: _Found, pattern: Float[Tensor, "row query key"], text: _Text) -> None:
+    tokens, mask = text.tokens, text.mask
     first = mask.long().argmax(1).to(pattern.device)
     columns = torch.arange(tokens.shape[1], device=pattern.device)
     usable = mask.to(pattern.device)[:, :, None] & (columns[None, None, :] > first[:, None, None])
@@ -200,6 +216,7 @@ def _strongest(
         found.places += [
             (value, ids, place // width - start, place % width - start) for value, place in zip(values, at) if value > 0
         ]
+        found.tokens.update(ids)
 
 
 def _evidence(
@@ -221,7 +238,8 @@ def _evidence(
 
 
 def _shown(found: _Found, texts: Callable[[int], str]) -> tuple[tuple[AttentionPair, ...], tuple[str, ...]]:
-    """The strongest places, each pair of tokens once; and the pairs of tokens with the largest sums of weights, in words."""
+    """The strongest places, each pair of tokens once; and in words the pairs of tokens with the largest sums of weights for how
+    often the two tokens occur."""
     totals: dict[tuple[int, int], float] = {}
     pairs: list[AttentionPair] = []
     for weight, ids, query, key in sorted(found.places, key=lambda one: (-one[0], one[1:])):
@@ -230,5 +248,10 @@ def _shown(found: _Found, texts: Callable[[int], str]) -> tuple[tuple[AttentionP
             context = tuple(texts(token) for token in ids[max(0, query + 1 - _CONTEXT) : query + 1])
             pairs.append(AttentionPair(f"p{len(pairs) + 1}", context, texts(ids[key]), query - key, weight))
         totals[both] = totals.get(both, 0.0) + weight
-    strongest = sorted(totals, key=lambda both: (-totals[both], both))[:_PHRASES]
+    common = {
+        both: total / (found.tokens[both[0]] * found.tokens[both[1]]) ** 0.5
+        for both, total in totals.items()
+        if total > 1.5  # more than once
+    }
+    strongest = sorted(common, key=lambda both: (-common[both], both))[:_PHRASES]
     return tuple(pairs), tuple(f"{texts(query)!r} looks at {texts(key)!r}" for query, key in strongest)
