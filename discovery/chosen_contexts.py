@@ -10,7 +10,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
-from discovery.corpus_pass import CorpusPlan, CorpusState, GroupState
+from discovery.corpus_pass import CorpusState, GroupState
+from discovery.corpus_plan import CorpusPlan
 from discovery.evidence_settings import SPLITS, EvidenceSettings
 from discovery.token_text import token_texts
 from graphs.evidence import Context, ContextKind, Split, TokenEffect

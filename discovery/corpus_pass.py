@@ -8,7 +8,7 @@ by several processes, keeps the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,12 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.component_model import ComponentModel
-from discovery.corpus_files import BadCorpus, Window
-from discovery.evidence_settings import SPLITS, EvidenceSettings
+from discovery.corpus_plan import CorpusPlan
+from discovery.evidence_settings import SPLITS
 from discovery.evidence_state import load_state, save_state
 from discovery.kept_windows import Chunks, KeptWindows, draw_keys, hashed, peak_keys
 from discovery.node_meters import FeatureMeter, WriteMeter
-from discovery.recording import Activations, Sequences, record_pass, session
 from graphs.evidence import Split
 
 _SPARE = 3  # times as many large peaks are kept as are shown: those with the same text are shown once
@@ -63,85 +62,6 @@ class GroupState:
         for part in ("top", "sample"):
             named |= {f"{part}.{name}": tensor for name, tensor in getattr(self, part).tensors().items()}
         return named
-
-
-@dataclass(frozen=True, eq=False)
-class CorpusPlan:
-    """The corpus as it is read: windows of tokens, the split and chunks of each."""
-
-    windows: tuple[Window, ...]
-    """All windows."""
-    settings: EvidenceSettings
-    """Sizes and seed."""
-    splits: tuple[Split, ...]
-    """Of each window."""
-    hashes: Int[Tensor, "window chunk"]
-    """62 random bits for every chunk."""
-    pool: dict[Split, Int[Tensor, "pool 2"]]
-    """Window and chunk of those among which silent ones are looked for."""
-    pool_place: Int[Tensor, "window chunk"]
-    """Place of a chunk in its split's pool; -1 for none."""
-
-    @staticmethod
-    def of(windows: Sequence[Window], settings: EvidenceSettings) -> CorpusPlan:
-        """The plan. Raises BadCorpus where one of the splits is empty."""
-        by_document: dict[int, Split] = {
-            number: settings.split_of(number) for number in {window.document for window in windows}
-        }
-        if set(by_document.values()) != set(SPLITS):
-            raise BadCorpus(
-                f"a corpus of {len(by_document)} documents is too small for evidence: some must explain, others score"
-            )
-        splits: tuple[Split, ...] = tuple(by_document[window.document] for window in windows)
-        free = torch.tensor([window.free for window in windows])
-        chunks = -(-int(free.max()) // settings.width)
-        places = torch.arange(len(windows) * chunks).view(len(windows), chunks)
-        hashes, order = hashed(places, 2 * settings.seed), hashed(places, 2 * settings.seed + 1)
-        whole = (torch.arange(chunks) + 1) * settings.width <= free[:, None]
-        place = torch.full_like(places, -1)
-        pool: dict[Split, Tensor] = {}
-        for split in SPLITS:
-            mine = whole & torch.tensor([one == split for one in splits])[:, None]
-            candidates = mine.flatten().nonzero().flatten()
-            chosen = candidates[order.flatten()[candidates].argsort()[: settings.pool]]
-            place.view(-1)[chosen] = torch.arange(len(chosen))
-            pool[split] = torch.stack([chosen // chunks, chosen % chunks], 1)
-        return CorpusPlan(tuple(windows), settings, splits, hashes, pool, place)
-
-    def batches(self) -> list[tuple[Split, tuple[int, ...]]]:
-        """Numbers of the windows of each forward pass; one split and number of fixed positions each, like lengths together."""
-        order = sorted(
-            range(len(self.windows)),
-            key=lambda n: (self.splits[n], self.windows[n].fixed, -len(self.windows[n].tokens), n),
-        )
-        found: list[tuple[Split, tuple[int, ...]]] = []
-        while order:
-            head = self.windows[order[0]]
-            rows = max(1, self.settings.pass_tokens // len(head.tokens))
-            some = [
-                n for n in order[:rows]
-                if self.splits[n] == self.splits[order[0]] and self.windows[n].fixed == head.fixed
-            ]  # fmt: skip
-            found.append((self.splits[order[0]], tuple(some)))
-            order = order[len(some) :]
-        return found
-
-    def read(self, model: ComponentModel, numbers: Sequence[int]) -> tuple[Activations, int, Bool[Tensor, "row pos"]]:
-        """A recorded pass over some windows, the first position that counts, and which ones from there on are no padding.
-
-        Padded on the right, where causal attention does not look, to whole chunks.
-        """
-        windows = [self.windows[n] for n in numbers]
-        fixed = windows[0].fixed
-        width = fixed + -(-max(window.free for window in windows) // self.settings.width) * self.settings.width
-        tokens = torch.tensor([window.tokens + (0,) * (width - len(window.tokens)) for window in windows])
-        lengths = torch.tensor([len(window.tokens) for window in windows])
-        mask, device = torch.arange(width) < lengths[:, None], model.device
-        positions = torch.arange(width).clamp(max=int(lengths.max()) - 1).expand(len(windows), -1)
-        sequences = Sequences(tokens.to(device), mask.to(device), positions.to(device), None)
-        with session(model.hf, model.arch, model.blocks), torch.no_grad():
-            seen = record_pass(model.hf, model.arch, model.blocks, sequences)
-        return seen, fixed, mask[:, fixed:].to(device)
 
 
 @dataclass(eq=False)
@@ -307,7 +227,7 @@ def with_thresholds(
     if not any(isinstance(meter, WriteMeter) for meter in meters):
         return tuple(meters)
     norms: dict[int, list[Tensor]] = {i: [] for i, meter in enumerate(meters) if isinstance(meter, WriteMeter)}
-    for seen, first, real in _some_windows(model, plan):
+    for seen, first, real in plan.draw(model):
         for i, found in norms.items():
             meter = meters[i]
             assert isinstance(meter, WriteMeter)
@@ -315,20 +235,7 @@ def with_thresholds(
     made = list(meters)
     for i, found in norms.items():
         ordered = torch.cat(found).sort(0).values
-        place = min(len(ordered) - 1, int((1 - plan.settings.busy) * len(ordered)))
-        made[i] = replace(meters[i], thresholds=ordered[place])  # type: ignore[arg-type]
+        place = max(1, min(len(ordered) - 1, int((1 - plan.settings.busy) * len(ordered))))
+        # Between two norms that occur, so that rounding cannot change which tokens count.
+        made[i] = replace(meters[i], thresholds=(ordered[place - 1] + ordered[place]) / 2)  # type: ignore[arg-type]
     return tuple(made)
-
-
-def _some_windows(
-    model: ComponentModel, plan: CorpusPlan
-) -> Iterator[tuple[Activations, int, Bool[Tensor, "row pos"]]]:
-    """Windows in random order, one by one batch, of about `calibration` tokens; the same in every process."""
-    order, tokens = plan.hashes[:, 0].argsort().tolist(), 0
-    while order and tokens < plan.settings.calibration:
-        fixed = plan.windows[order[0]].fixed
-        rows = max(1, plan.settings.pass_tokens // max(len(plan.windows[n].tokens) for n in order[:64]))
-        some = [n for n in order[:rows] if plan.windows[n].fixed == fixed]
-        order = [n for n in order if n not in set(some)]
-        tokens += sum(plan.windows[n].free for n in some)
-        yield plan.read(model, some)

@@ -16,7 +16,8 @@ from discovery.causal_evidence import causal_effects
 from discovery.chosen_contexts import ChosenContexts, Texts, contexts, documents_of, shares
 from discovery.component_model import ComponentModel
 from discovery.corpus_files import Document, Window, token_windows
-from discovery.corpus_pass import CorpusPass, CorpusPlan, CorpusState, with_thresholds
+from discovery.corpus_pass import CorpusPass, CorpusState, with_thresholds
+from discovery.corpus_plan import CorpusPlan
 from discovery.evidence_settings import SPLITS, EvidenceSettings
 from discovery.head_evidence import head_evidence
 from discovery.node_meters import FeatureMeter, WriteMeter, meters_of
