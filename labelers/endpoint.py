@@ -208,7 +208,8 @@ class Endpoint:
 
     def _fault(self, error: openai.APIStatusError, request: Request) -> Exception:
         """What an error status means: try again, try otherwise, or give up."""
-        said = f"{error.status_code} {self._say(error)}"
+        told = error.body.get("message") if isinstance(error.body, dict) else None
+        said = f"{error.status_code} {self._say(told or error.message)}"
         if error.status_code in _FATAL:
             return EndpointUnusable(f"{self._url} {_FATAL[error.status_code]} ({said})")
         if error.status_code == 429 and error.code == "insufficient_quota":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -176,25 +177,67 @@ def _named_nodes(text: str) -> list[str]:
 
 
 def plain_narrative(wires: Sequence[Wire], labels: Mapping[NodeId, Label], most: int = 12) -> Narrative:
-    """A story without a language model: one sentence for each target of the `most` strongest edges, early targets first."""
+    """A story without a language model: what feeds the circuit's ends most, what feeds that most, and so on; `most` edges,
+    early targets first, targets with the same sources together."""
     by_target: dict[NodeId, list[Wire]] = {}
-    for wire in strongest([wire for wire in wires if wire.weight], most):
+    for wire in _way_back(wires, most):
         by_target.setdefault(wire.edge.target, []).append(wire)
     order = sorted(
         by_target, key=lambda node: (10**9 if node.layer is None else node.layer, node.kind != "head", str(node))
     )
-    return Narrative(tuple(Sentence(_sentence(by_target[node], labels), tuple(by_target[node])) for node in order))
+    alike: dict[tuple[tuple[str, NodeId], ...], list[NodeId]] = {}
+    for node in order:
+        alike.setdefault(tuple(sorted({(w.effect, w.edge.source) for w in by_target[node]}, key=str)), []).append(node)
+    sentences = []
+    for targets in alike.values():
+        cited = tuple(wire for node in targets for wire in by_target[node])
+        sentences.append(Sentence(_sentence(by_target[targets[0]], targets, labels), cited))
+    return Narrative(tuple(sentences))
 
 
-def _sentence(wires: Sequence[Wire], labels: Mapping[NodeId, Label]) -> str:
-    target, said = _name(wires[0].edge.target, labels), []
+def _way_back(wires: Sequence[Wire], most: int) -> list[Wire]:
+    """The edges with the largest shares of what reaches the ends of a circuit: an edge's share of its target's inputs, times
+    the share of the strongest way on from there."""
+    into: dict[NodeId, list[Wire]] = {}
+    for wire in wires:
+        if wire.effect != "none":
+            into.setdefault(wire.edge.target, []).append(wire)
+    sources = {wire.edge.source for found in into.values() for wire in found}
+    heap: list[tuple[float, str, Wire]] = []
+    seen: set[NodeId] = set()
+
+    def reach(node: NodeId, share: float) -> None:
+        if node not in seen:
+            seen.add(node)
+            total = sum(abs(wire.weight) for wire in into.get(node, ()))
+            for wire in into.get(node, ()):
+                heapq.heappush(heap, (-share * abs(wire.weight) / total, str(wire.edge), wire))
+
+    for node in sorted(set(into) - sources, key=str):
+        reach(node, 1.0)
+    told: list[Wire] = []
+    while heap and len(told) < most:
+        share, _, wire = heapq.heappop(heap)
+        told.append(wire)
+        reach(wire.edge.source, -share)
+    return told
+
+
+def _sentence(wires: Sequence[Wire], targets: Sequence[NodeId], labels: Mapping[NodeId, Label]) -> str:
+    said: list[str] = []
     for effect, one, many in _PLAIN:
         names = list(dict.fromkeys(_name(wire.edge.source, labels) for wire in wires if wire.effect == effect))
         if names:
-            listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
             verb, tail = (one if len(names) == 1 else many).split("|")
-            said.append(f"{listed} {verb} {'it' if said else target}{tail}")
+            again = "it" if len(targets) == 1 else "them"
+            said.append(
+                f"{_listed(names)} {verb} {again if said else _listed([_name(n, labels) for n in targets])}{tail}"
+            )
     return "; ".join(said) + "."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _name(node: NodeId, labels: Mapping[NodeId, Label]) -> str:

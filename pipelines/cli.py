@@ -218,6 +218,16 @@ def _score(options: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+def _story(options: argparse.Namespace) -> None:
+    from pipelines.story import tell
+    from pipelines.story_flags import story_request, story_summary
+
+    told = tell(options.run, story_request(options))
+    print(story_summary(told))
+    for path in told.written:
+        print(f"wrote {path}")
+
+
 def _serve(options: argparse.Namespace) -> None:
     from pipelines.serve import serve
 
@@ -253,6 +263,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "connections": _connections,
     "label": _label,
     "score": _score,
+    "story": _story,
     "serve": _serve,
     "list": _list,
 }

@@ -42,7 +42,7 @@ def add_label_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pairs", type=int, default=64, metavar="N", help="pairs of the task for effects, at most (default: 64)"
     )
-    _add_endpoint(parser)
+    add_endpoint(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what the language model would cost, and stop")
 
 
@@ -60,10 +60,11 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
         help="ask the same of shuffled labels (default: yes; twice the requests)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn (default: 0)")
-    _add_endpoint(parser)
+    add_endpoint(parser)
 
 
-def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+def add_endpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds what says which language model to ask."""
     group = parser.add_argument_group("language model (any OpenAI-compatible endpoint)")
     group.add_argument("--llm", metavar="NAME", help="the model, as the endpoint knows it")
     group.add_argument("--base-url", metavar="URL", help="the endpoint (default: OPENAI_BASE_URL, else OpenAI's)")
@@ -85,7 +86,7 @@ def label_request(options: argparse.Namespace) -> LabelRequest:
     for name in ("documents", "pairs"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, not {getattr(options, name)}")
-    openai = _endpoint(options) if options.labeler == "openai" else None
+    openai = endpoint_of(options) if options.labeler == "openai" else None
     return LabelRequest(options.labeler, tuple(options.corpus), options.documents, options.pairs, openai)
 
 
@@ -97,11 +98,12 @@ def score_request(options: argparse.Namespace) -> ScoreRequest:
     for test in tests:
         if test not in TESTS:
             raise ConfigError(f"--tests {test}: there is no such test (tests: {', '.join(TESTS)})")
-    openai = _endpoint(options) if options.judge == "openai" else None
+    openai = endpoint_of(options) if options.judge == "openai" else None
     return ScoreRequest(options.judge, tests, options.baseline, options.seed, openai)  # type: ignore[arg-type]
 
 
-def _endpoint(options: argparse.Namespace) -> OpenAISettings:
+def endpoint_of(options: argparse.Namespace) -> OpenAISettings:
+    """The endpoint that the flags describe. Raises ConfigError naming the flag."""
     from labelers.openai_settings import OpenAISettings, Prices
 
     if not options.llm:

@@ -12,6 +12,7 @@ from pipelines.intervene_flags import add_intervene_flags
 from pipelines.label_flags import LABEL_EPILOG, SCORE_EPILOG, add_label_flags, add_score_flags
 from pipelines.serve_flags import EPILOG as _SERVE_EPILOG
 from pipelines.serve_flags import add_serve_flags
+from pipelines.story_flags import STORY_EPILOG, add_story_flags
 from pipelines.trace_flags import EPILOG as _TRACE_EPILOG
 from pipelines.trace_flags import add_trace_flags
 from pipelines.train_flags import EPILOG as _TRAIN_EPILOG
@@ -199,6 +200,12 @@ def _add_score(commands: argparse._SubParsersAction, name: str) -> None:
     add_score_flags(_command(commands, name, "test the names of a stored run on held-out text", SCORE_EPILOG))
 
 
+def _add_story(commands: argparse._SubParsersAction, name: str) -> None:
+    add_story_flags(
+        _command(commands, name, "group a circuit's nodes and tell it in sentences that cite edges", STORY_EPILOG)
+    )
+
+
 def _add_serve(commands: argparse._SubParsersAction, name: str) -> None:
     text = "answer chats with a local model, as an OpenAI-compatible server"
     add_serve_flags(_command(commands, name, text, _SERVE_EPILOG))
@@ -222,6 +229,7 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "connections": _add_connections,
     "label": _add_label,
     "score": _add_score,
+    "story": _add_story,
     "serve": _add_serve,
     "list": _add_list,
 }

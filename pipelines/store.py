@@ -31,7 +31,7 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
     "validation.json",
     "features.json",
 )
-LABELS, EVIDENCE = "labels.json", "evidence"
+LABELS, EVIDENCE, GROUPS, STORY = "labels.json", "evidence", "groups.json", "story.json"
 IDENTITY = ("edgewise", "config", "inputs")
 """What of run.json must agree for results on disk to be reused."""
 
@@ -87,7 +87,20 @@ class RunStore:
 
     def _drop_results(self) -> None:
         """Removes what another run left, its record first, so that no mixture of two runs can be read."""
-        for path in (RUN, SCORES, CIRCUIT, EVALUATION, NODES, ADJACENCY, GRAPH, VALIDATION, FEATURES, LABELS):
+        for path in (
+            RUN,
+            SCORES,
+            CIRCUIT,
+            EVALUATION,
+            NODES,
+            ADJACENCY,
+            GRAPH,
+            VALIDATION,
+            FEATURES,
+            LABELS,
+            GROUPS,
+            STORY,
+        ):
             self.path(path).unlink(missing_ok=True)
         for folder in (EXPORTS, EVALUATIONS, EVIDENCE):
             self.clear(folder, "*")

@@ -114,8 +114,9 @@ def export_graph(store: RunStore, graph: PrunedGraph, formats: Sequence[str]) ->
 def export_traced(store: RunStore, formats: Sequence[str]) -> list[Path]:
     """Writes the stored graph of a traced prompt in other formats."""
     from graphs.attribution_json import read_graph
+    from pipelines.story import with_groups
 
-    return export_graph(store, read_graph(store.path(GRAPH).read_bytes()), formats)
+    return export_graph(store, with_groups(store, read_graph(store.path(GRAPH).read_bytes())), formats)
 
 
 def _export(graph: PrunedGraph, name: str) -> bytes:

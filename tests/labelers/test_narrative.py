@@ -90,3 +90,15 @@ def test_the_plain_story_needs_nobody_and_bears_its_own_check() -> None:
     scored = (Wire(EdgeId.parse("a0.h1->a3.h2<k>"), 0.5, True), Wire(EdgeId.parse("m0->a3.h2<q>"), -0.1, True))
     assert plain_narrative(scored, {}).text == "a0.h1 feeds a3.h2, which helps; m0 feeds it, which hurts."
     assert plain_narrative((), {}).sentences == ()
+
+
+def test_the_plain_story_follows_what_reaches_the_end() -> None:
+    names = ("t1->f0.1", "t1->f0.2", "f0.1->f1.1", "f0.2->f1.1", "f1.1->logit5", "f0.9->logit5", "t1->f0.9")
+    weights = (100.0, 90.0, 1.0, 1.0, 2.0, 0.1, 500.0)
+    wires = [Wire(EdgeId.parse(name), weight) for name, weight in zip(names, weights)]
+    # Not the largest weights, but the largest shares: logit5 is f1.1's, f1.1 is f0.1's and f0.2's, both are t1's.
+    assert plain_narrative(wires, {}, 3).text == "f0.1 and f0.2 raise f1.1. f1.1 raises logit5."
+    assert (
+        plain_narrative(wires, {}, 5).text == "t1 raises f0.1 and f0.2. f0.1 and f0.2 raise f1.1. f1.1 raises logit5."
+    )
+    assert plain_narrative(list(reversed(wires)), {}, 5) == plain_narrative(wires, {}, 5)
