@@ -178,7 +178,7 @@ def _sampling(data: Mapping[str, Any]) -> Sampling:
     return Sampling(temperature, top_p, seed)
 
 
-def _float(data: Mapping[str, Any], key: str, low: float, high: float) -> float:
+def _float(data: Mapping[str, Any], key: str, low: int, high: int) -> float:
     value = 1.0 if data.get(key) is None else data[key]
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise BadRequest(f"{key} is not a number", key)

@@ -77,9 +77,10 @@ class _Writer:
             self._map(node, depth)
 
     def _one_of(self, either: Either, depth: int) -> Node:
+        starts = [self._starts(node, 2) for node in either.nodes]
         if depth >= _DEEP or not self.pen.may_choose():
-            return shallowest(self.schema, either)
-        return either.nodes[self.pen.decide([self._starts(node, 2) for node in either.nodes])]
+            return shallowest(self.schema, Either(tuple(either.nodes[i] for i in self.pen.possible(starts))))
+        return either.nodes[self.pen.decide(starts)]
 
     def _object(self, node: Object, depth: int) -> None:
         self.pen.force("{")
@@ -94,8 +95,6 @@ class _Writer:
 
     def _wants(self, members: Sequence[Member], comma: str, depth: int) -> bool:
         """Whether the model writes the first of these rather than any later one."""
-        if depth >= _DEEP or not self.pen.may_choose():
-            return False
         others: list[bytes] = []
         for member in members[1:]:
             others.append(f"{comma}{_quoted(member.name)}: ".encode())
@@ -103,7 +102,10 @@ class _Writer:
                 break
         else:
             others.append(b"}")
-        return self.pen.decide([[f"{comma}{_quoted(members[0].name)}: ".encode()], others]) == 0
+        groups = [others, [f"{comma}{_quoted(members[0].name)}: ".encode()]]
+        if depth >= _DEEP or not self.pen.may_choose():
+            return self.pen.possible(groups)[0] == 1
+        return self.pen.decide(groups) == 1
 
     def _array(self, node: Array, depth: int) -> None:
         most = max(LIST_ITEMS, node.least) if node.most is None else node.most

@@ -145,10 +145,10 @@ def least_depth(node: Node, depths: Mapping[str, float]) -> float:
     if isinstance(node, Either):
         return min(least_depth(option, depths) for option in node.nodes)
     if isinstance(node, Array):
-        return 1 + least_depth(node.item, depths) if node.least else 0
+        return 1 + least_depth(node.item, depths) if node.least else 0.0
     if isinstance(node, Object):
-        return 1 + max((least_depth(m.value, depths) for m in node.members if m.required), default=-1)
-    return 0
+        return 1 + max((least_depth(m.value, depths) for m in node.members if m.required), default=-1.0)
+    return 0.0
 
 
 def is_number(value: Any) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -21,6 +21,7 @@ _NO_LIMIT = 10**9
 _NUMERIC = set(b"0123456789-.")
 
 
+@runtime_checkable
 class Voice(Protocol):
     """The model, as far as writing needs it (`TokenStream`)."""
 
@@ -115,14 +116,35 @@ class Pen:
             self.shortened = True
         return not self.voice.spent
 
+    def possible(self, groups: Sequence[Sequence[bytes]]) -> list[int]:
+        """Which of several sets of beginnings go on from what is written ahead."""
+        return [place for place, group in enumerate(groups) if self._rests(group)]
+
+    def _rests(self, texts: Sequence[bytes]) -> list[bytes]:
+        """What is left of the texts that go on from what is written ahead."""
+        ahead = self._ahead
+        return [t[len(ahead) :] for t in texts if t.startswith(ahead) or ahead.startswith(t)]
+
     def decide(self, groups: Sequence[Sequence[bytes]]) -> int:
-        """Which of several sets of beginnings the model prefers; what they all share is written ahead."""
-        rests = [[text[len(self._ahead) :] for text in group] for group in groups]
-        shared = _whole(_shared([text for group in rests for text in group] or [b""]))
-        self._put(shared)
-        self._ahead += shared
-        ids = [sorted({i for text in group for i in self._begin(text[len(shared) :])}) for group in rests]
-        return self.voice.weigh(ids)
+        """Which of several sets of beginnings the model prefers, letter by letter where it must be.
+
+        What those that are left share is written ahead. Where nothing tells them apart it is the first.
+        """
+        rests = {place: self._rests(groups[place]) for place in self.possible(groups)}
+        while len(rests) > 1:
+            shared = _whole(_shared([text for group in rests.values() for text in group]))
+            self._put(shared)
+            self._ahead += shared
+            rests = {place: [text[len(shared) :] for text in group] for place, group in rests.items()}
+            if not all(all(group) for group in rests.values()):
+                break
+            classes = _classes(rests)
+            ids = [sorted({i for text in texts for i in self._begin(text)}) for texts in map(_texts, classes)]
+            chosen = classes[self.voice.weigh(ids)]
+            if len(classes) == 1:  # they part within a character
+                break
+            rests = chosen
+        return min(rests)
 
     def _begin(self, text: bytes) -> set[int]:
         """Tokens with which a text can begin, or which say it whole and what may follow."""
@@ -226,6 +248,26 @@ class Pen:
             text += fitting[token]
         if not is_whole(node, text):
             self._put(completed(node, text)[len(text) :].encode())
+
+
+def _classes(rests: Mapping[int, Sequence[bytes]]) -> list[dict[int, list[bytes]]]:
+    """Texts sorted by their first byte; those that only one and the same group has stand together."""
+    by_byte: dict[int, dict[int, list[bytes]]] = {}
+    for place, texts in rests.items():
+        for text in texts:
+            by_byte.setdefault(text[0], {}).setdefault(place, []).append(text)
+    found: dict[tuple[int, ...], dict[int, list[bytes]]] = {}
+    for byte, groups in by_byte.items():
+        (place, texts), *others = groups.items()
+        if others:
+            found[(-1, byte)] = groups
+        else:
+            found.setdefault((place,), {place: []})[place].extend(texts)
+    return list(found.values())
+
+
+def _texts(groups: Mapping[int, Sequence[bytes]]) -> list[bytes]:
+    return [text for texts in groups.values() for text in texts]
 
 
 def _shared(texts: Sequence[bytes]) -> bytes:

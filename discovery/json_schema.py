@@ -29,10 +29,9 @@ from discovery.json_form import (
 )
 
 MOST_DIGITS = 15
-"""Digits before the point of a number without bounds: whole numbers of this size are exact in every reader."""
+"""Digits of a number, at most, where its bounds allow that: so many are told apart by every reader."""
 DECIMALS = 6
 """Digits after the point of a number, at most; more only where its bounds leave nothing else."""
-_MOST_DECIMALS = 20
 _DEEPEST = 50
 _MOST_REFERENCES = 300
 _LARGEST = 100_000
@@ -65,7 +64,7 @@ def compile_schema(schema: Any) -> Schema:
     depths = dict.fromkeys(reader.references, math.inf)
     for _ in depths:
         depths = {pointer: least_depth(node, depths) for pointer, node in reader.references.items()}
-    deepest = max(least_depth(root, depths), *depths.values(), 0)
+    deepest = max(least_depth(root, depths), *depths.values(), 0.0)
     if deepest > _DEEPEST:
         raise BadSchema(
             f"schema: $ref: values {'never end' if math.isinf(deepest) else f'nest deeper than {_DEEPEST}'}"
@@ -211,11 +210,13 @@ class _Reader:
 
     def number(self, rest: Mapping[str, Any], place: str, depth: int) -> Node:
         """A number with as many decimals as its bounds ask for."""
-        for decimals in range(DECIMALS, _MOST_DECIMALS + 1):
+        given = [abs(rest[key]) for key in _LIMITS & set(rest) if is_number(rest[key]) and math.isfinite(rest[key])]
+        finest = max(0, MOST_DIGITS - len(str(int(max(given, default=0)))))
+        for decimals in range(min(DECIMALS, finest), finest + 1):
             low, high = _bounds(rest, decimals, place)
             if low <= high:
                 return Number(low, high, decimals)
-        raise BadSchema(f"schema{place}: no number of {_MOST_DECIMALS} decimals lies between minimum and maximum")
+        raise BadSchema(f"schema{place}: no number of {MOST_DIGITS} digits lies between minimum and maximum")
 
 
 _Read = Callable[[_Reader, dict[str, Any], str, int], Node]
@@ -286,7 +287,7 @@ def _bounds(rest: Mapping[str, Any], decimals: int, place: str) -> tuple[int, in
         else:
             edge = math.ceil(scaled) - 1 if key == "exclusiveMaximum" else math.floor(scaled)
             high = edge if high is None else min(high, edge)
-    top = (10**MOST_DIGITS - 1) * unit
+    top = 10**MOST_DIGITS - 1
     if low is None:
         low = -top if high is None else min(-top, high)
     return low, max(top, low) if high is None else high

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 
 START = 0
 """State between two characters."""
@@ -89,7 +89,7 @@ class StringTokens:
         return np.array([0 if text is None else len(text) for text in self._texts])
 
     @cached_property
-    def _bytes(self) -> Int[np.ndarray, "vocab place"]:
+    def _bytes(self) -> UInt8[np.ndarray, "vocab place"]:
         matrix = np.zeros((len(self._texts), _LONGEST), np.uint8)
         for row, text in enumerate(self._texts):
             if text is not None:

@@ -38,14 +38,14 @@ class ChatServer(ThreadingHTTPServer):
         self, model: ChatModel, host: str = "127.0.0.1", port: int = 0, largest_body: int = LARGEST_BODY
     ) -> None:
         """port 0: a free one. Raises OSError where the address cannot be used."""
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
         self.model = model
         self.largest_body = largest_body
         self.started = int(time.time())
         self.stopping = threading.Event()
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(MOST_WAITING)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
         """Without looking up the host's name, which can take seconds."""
