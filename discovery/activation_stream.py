@@ -51,11 +51,7 @@ class ActivitySource:
         """Activity at every free position of the windows, all layers from one forward pass each; windows of like length go
         together, else in no order."""
         hf, blocks = self.model.hf, self.model.blocks
-        ordered = sorted(windows, key=lambda window: len(window.tokens))
-        while ordered:
-            rows = max(1, self.pass_tokens // len(ordered[-1].tokens))
-            ordered, some = ordered[:-rows], ordered[-rows:]
-            sequences, free = _sequences(some, self.model.device)
+        for sequences, free in padded_batches(windows, self.pass_tokens, self.model.device):
             with session(hf, self.model.arch, blocks), torch.no_grad():
                 seen = record_pass(hf, self.model.arch, blocks, sequences)
                 read, written = (
@@ -78,7 +74,19 @@ class ActivitySource:
         return whole
 
 
-def _sequences(windows: Sequence[Window], device: torch.device) -> tuple[Sequences, Bool[Tensor, "row pos"]]:
+def padded_batches(
+    windows: Sequence[Window], most: int, device: torch.device
+) -> Iterator[tuple[Sequences, Bool[Tensor, "row pos"]]]:
+    """All the windows as `padded` rows, those of like length together, the longest first, as many at a time as `most` tokens
+    hold with the padding."""
+    ordered = sorted(windows, key=lambda window: len(window.tokens))
+    while ordered:
+        rows = max(1, most // len(ordered[-1].tokens))
+        ordered, some = ordered[:-rows], ordered[-rows:]
+        yield padded(some, device)
+
+
+def padded(windows: Sequence[Window], device: torch.device) -> tuple[Sequences, Bool[Tensor, "row pos"]]:
     """Windows padded on the right, where causal attention does not look, and which positions are free."""
     width = max(len(window.tokens) for window in windows)
     tokens = torch.tensor([window.tokens + (0,) * (width - len(window.tokens)) for window in windows], device=device)

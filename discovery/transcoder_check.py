@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
+from discovery.activation_stream import padded, padded_batches
 from discovery.blocks import Block, find_blocks
 from discovery.component_model import ComponentModel
 from discovery.corpus_files import Window
+from discovery.reconstruction import Figures, FitSums
 from discovery.recording import Activations, Sequences, record_pass, session
 from discovery.sites import at_site
-from discovery.transcoder import BadTranscoder, TranscoderSet
+from discovery.transcoder import BadTranscoder, Site, TranscoderSet
 from discovery.transcoder_diagnosis import diagnose
 from discovery.transcoder_splice import Rebuild, Splice, constant_output, dictionary_output, next_token_loss
 
@@ -107,12 +109,15 @@ def check_transcoders(
     """
     blocks = find_blocks(model.hf, model.arch, False)
     _check_layers(transcoders, len(blocks))
-    sums = _Sums(blocks, transcoders, model.dtype)
+    sums = FitSums(transcoders)
     with session(model.hf, model.arch, blocks), torch.no_grad():
         for sequences, free in _batches(windows, model, "activations"):
             seen = record_pass(model.hf, model.arch, blocks, sequences)
-            sums.add(seen, free)
-        layers = [sums.finish(layer) for layer in sorted(transcoders.biases)]
+            sums.add(
+                _seen_at(model, blocks, seen, free, transcoders.by_layer, transcoders.reads),
+                _seen_at(model, blocks, seen, free, transcoders.biases, transcoders.writes),
+            )
+        layers = [_layer_check(layer, sums.figures(layer)) for layer in sorted(transcoders.biases)]
         whole = TranscoderCheck(
             transcoders.name, transcoders.reads, transcoders.writes, sums.tokens, tuple(layers), ablation
         )
@@ -122,7 +127,8 @@ def check_transcoders(
             layers = [dataclasses.replace(one, diagnosis=reasons.get(one.layer)) for one in layers]
         if not splice:
             return dataclasses.replace(whole, layers=tuple(layers))
-        constants = {layer: mean if ablation == "mean" else mean * 0 for layer, mean in sums.means().items()}
+        means = {layer: sums.mean(layer).to(model.dtype) for layer in transcoders.biases}
+        constants = {layer: mean if ablation == "mean" else mean * 0 for layer, mean in means.items()}
         losses = _losses(model, blocks, transcoders, windows, constants)
     return _with_losses(whole, layers, losses)
 
@@ -135,97 +141,32 @@ def _check_layers(transcoders: TranscoderSet, count: int) -> None:
             )
 
 
-def padded(windows: Sequence[Window], device: torch.device) -> tuple[Sequences, Bool[Tensor, "row pos"]]:
-    """Windows as rows, padded on the right, and where their free positions are."""
-    width = max(len(window.tokens) for window in windows)
-    tokens = torch.tensor([window.tokens + (0,) * (width - len(window.tokens)) for window in windows], device=device)
-    columns = torch.arange(width, device=device)
-    mask = columns < torch.tensor([len(window.tokens) for window in windows], device=device)[:, None]
-    free = mask & (columns >= torch.tensor([window.fixed for window in windows], device=device)[:, None])
-    return Sequences(tokens, mask, columns.expand(len(windows), -1), None), free
-
-
 def _batches(
     windows: Sequence[Window], model: ComponentModel, title: str
 ) -> Iterator[tuple[Sequences, Bool[Tensor, "row pos"]]]:
     """Windows of like lengths together, as many tokens at a time as one pass may have."""
     vocabulary = model.config.get_text_config().vocab_size
     most = max(1, min(_PASS_TOKENS, _PASS_LOGITS // vocabulary))
-    ordered = sorted(windows, key=lambda window: len(window.tokens))
-    with tqdm(total=len(ordered), desc=title, unit="window", leave=False, delay=1) as bar:
-        while ordered:
-            rows = max(1, most // len(ordered[-1].tokens))
-            ordered, some = ordered[:-rows], ordered[-rows:]
-            yield padded(some, model.device)
-            bar.update(len(some))
+    with tqdm(total=len(windows), desc=title, unit="window", leave=False, delay=1) as bar:
+        for sequences, free in padded_batches(windows, most, model.device):
+            yield sequences, free
+            bar.update(len(free))
 
 
-class _Sums:
-    """What is added up over batches. Nothing of the size of the sample is kept."""
-
-    def __init__(self, blocks: Sequence[Block], transcoders: TranscoderSet, dtype: torch.dtype) -> None:
-        self.blocks, self.transcoders, self.dtype = blocks, transcoders, dtype
-        self.tokens = 0
-        self.errors: dict[int, float] = {}
-        self.squares: dict[int, float] = {}
-        self.totals: dict[int, Tensor] = {}
-        self.counts: dict[int, Tensor] = {}
-        self.largest: dict[int, float] = {}
-
-    def add(self, seen: Activations, free: Bool[Tensor, "row pos"]) -> None:
-        """One recorded batch."""
-        self.tokens += int(free.sum())
-        inputs, acts = {}, {}
-        for one in self.transcoders:
-            x = at_site(self.blocks, seen, one.layer, self.transcoders.reads)[free].to(self.dtype)
-            if x.shape[-1] != one.encoder.shape[-1]:
-                raise BadTranscoder(
-                    f"{self.transcoders.name}: layer {one.layer} reads {one.encoder.shape[-1]} dimensions; "
-                    f"{self.transcoders.reads} of the model has {x.shape[-1]}"
-                )
-            inputs[one.layer], acts[one.layer] = x, one.encode(x)
-            fired = (acts[one.layer] != 0).sum(0)
-            self.counts[one.layer] = self.counts.get(one.layer, torch.zeros_like(fired)) + fired
-            self.largest[one.layer] = max(self.largest.get(one.layer, 0.0), float(acts[one.layer].max()))
-        for layer in self.transcoders.biases:
-            y = at_site(self.blocks, seen, layer, self.transcoders.writes)[free].to(self.dtype)
-            if y.shape[-1] != len(self.transcoders.biases[layer]):
-                raise BadTranscoder(
-                    f"{self.transcoders.name}: layer {layer} writes {len(self.transcoders.biases[layer])} dimensions; "
-                    f"{self.transcoders.writes} of the model has {y.shape[-1]}"
-                )
-            error = y - decoded(self.transcoders, inputs, acts, layer)
-            self.errors[layer] = self.errors.get(layer, 0.0) + float(error.double().square().sum())
-            self.squares[layer] = self.squares.get(layer, 0.0) + float(y.double().square().sum())
-            total = y.double().sum(0)
-            self.totals[layer] = self.totals.get(layer, torch.zeros_like(total)) + total
-
-    def means(self) -> dict[int, Float[Tensor, " d_out"]]:
-        """Mean output of every layer that is written."""
-        return {layer: (total / self.tokens).to(self.dtype) for layer, total in self.totals.items()}
-
-    def finish(self, layer: int) -> LayerCheck:
-        """The numbers of one layer that is written."""
-        spread = self.squares[layer] - float(self.totals[layer].square().sum()) / self.tokens
-        fvu = self.errors[layer] / spread if spread > 0 else float("inf")
-        if layer not in self.counts:
-            return LayerCheck(layer, 0, fvu, 0.0, 0.0, 0.0)
-        counts = self.counts[layer]
-        l0, dead = float(counts.sum()) / self.tokens, float((counts == 0).double().mean())
-        return LayerCheck(layer, len(counts), fvu, l0, dead, self.largest[layer])
+def _seen_at(
+    model: ComponentModel,
+    blocks: Sequence[Block],
+    seen: Activations,
+    free: Bool[Tensor, "row pos"],
+    layers: Iterable[int],
+    site: Site,
+) -> dict[int, Tensor]:
+    """What stands at a site of some layers, at the positions that count [token d_site]."""
+    return {layer: at_site(blocks, seen, layer, site)[free].to(model.dtype) for layer in layers}
 
 
-def decoded(
-    transcoders: TranscoderSet, inputs: Mapping[int, Tensor], acts: Mapping[int, Tensor], layer: int
-) -> Float[Tensor, "token d_out"]:
-    """`TranscoderSet.reconstruct` from activations that are there already."""
-    total = transcoders.biases[layer].to(next(iter(inputs.values())))
-    for one in transcoders.writers_of(layer):
-        x, a = inputs[one.layer], acts[one.layer]
-        total = total + a @ one.decoders[layer].to(a)
-        if one.skip is not None and one.layer == layer:
-            total = total + x @ one.skip.to(x).t()
-    return total
+def _layer_check(layer: int, found: Figures) -> LayerCheck:
+    return LayerCheck(layer, found.features, found.fvu, found.l0, found.dead, found.largest)
 
 
 def _diagnosed(

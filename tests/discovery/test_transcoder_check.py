@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from discovery.activation_stream import padded
 from discovery.blocks import find_blocks
 from discovery.component_model import ComponentModel
 from discovery.corpus_files import Window
 from discovery.recording import session
 from discovery.sites import at_site
 from discovery.transcoder import SITES, Activation, BadTranscoder, Site, Transcoder, TranscoderSet
-from discovery.transcoder_check import check_transcoders, padded
+from discovery.transcoder_check import check_transcoders
 from discovery.transcoder_splice import Splice, constant_output, dictionary_output, next_token_loss
 from tests.discovery.tiny_models import tiny_model
 from tests.discovery.tiny_transcoders import random_tokens, record, tiny_transcoders
