@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook, jaxtyped
 
+
+def _checked_when_first_made(*, typechecker: Any) -> Callable[[Any], Any]:
+    """The import hook's decorator, for functions inside functions only the first time that each is made.
+
+    A check is compiled whenever its function is defined: hooks that are made anew for each forward pass would spend far
+    longer in the compiler than in the pass.
+    """
+
+    def decorate(thing: Any) -> Any:
+        if "<locals>" in thing.__qualname__ and hasattr(thing, "__code__"):
+            place = (thing.__code__.co_filename, thing.__code__.co_firstlineno)
+            if place in _checked:
+                return thing
+            _checked.add(place)
+        return jaxtyped(typechecker=typechecker)(thing)
+
+    return decorate
+
+
+_checked: set[tuple[str, int]] = set()
+# The hook's generated code looks the decorator up here.
+jaxtyping.jaxtyped = _checked_when_first_made  # type: ignore[assignment]
 # Before anything of ours is imported: the hook rewrites modules as they load.
 install_import_hook(["graphs", "discovery", "labelers", "pipelines"], "beartype.beartype")
 
