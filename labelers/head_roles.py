@@ -29,7 +29,7 @@ class HeadRole:
     description: str
     """A sentence."""
     ablated: str
-    """What ablating it does to a task that it takes part in: `down`, `up`."""
+    """What ablating it does to a task that it takes part in: `down`, `up`; empty where that hangs on what it lowers."""
 
 
 ROLES_OF_HEADS: dict[str, HeadRole] = {
@@ -37,13 +37,7 @@ ROLES_OF_HEADS: dict[str, HeadRole] = {
         "name mover head", "moves", "Attends from the end to the answer's earlier mention and raises it.", "down"
     ),
     "copy_suppression": HeadRole(
-        "copy suppression head", "suppresses", "Attends to an earlier mention of a token and lowers it.", "up"
-    ),
-    "wrong_suppression": HeadRole(
-        "suppresses wrong answers",
-        "suppresses",
-        "Attends from the end to a wrong answer's earlier mention and lowers it.",
-        "down",
+        "copy suppression head", "suppresses", "Attends to an earlier mention of a token and lowers it.", ""
     ),
     "s_inhibition": HeadRole(
         "S-inhibition head", "moves", "Tells later heads not to attend to the repeated name.", "down"

@@ -99,7 +99,7 @@ def _error(evidence: Evidence) -> Label:
 
 
 def _of_named(evidence: Evidence, named: Named) -> Label:
-    expects = Expectation("ablate", "up" if named.ablated == "up" else "down") if named.ablated else expected(evidence)
+    role = Expectation("ablate", "up" if named.ablated == "up" else "down") if named.ablated else None
     return Label(
         evidence.node,
         named.text,
@@ -109,7 +109,7 @@ def _of_named(evidence: Evidence, named: Named) -> Label:
         named.rule,
         named.cites,
         confidence=round(named.value, 4),
-        expects=expects,
+        expects=expected(evidence) or role,
         scores={"role": Score(round(named.value, 4))},
     )
 

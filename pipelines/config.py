@@ -128,6 +128,17 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class LabelsConfig:
+    """How the circuit's nodes are named."""
+
+    labeler: Literal["auto", "rules", "none"] = "auto"
+    """rules: by what was measured of them, without a network. auto: rules where there is text to look at nodes on, that is
+    for the embedded model or with a corpus, else none."""
+    corpus: tuple[str, ...] = ()
+    """Text files; none: text like the embedded model's own, for other models the task's prompts."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides what a run computes."""
 
@@ -143,6 +154,8 @@ class RunConfig:
     """The circuit."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The judgement."""
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    """The names."""
     export: ExportConfig = field(default_factory=ExportConfig)
     """The pictures."""
     ablation: Literal["counterfactual", "zero", "mean", "mean-positional"] = "counterfactual"

@@ -19,6 +19,7 @@ from pipelines.store import (
     EVALUATION,
     EXPORTS,
     FEATURES,
+    LABELS,
     RUN,
     SCORES,
     RunConflict,
@@ -63,11 +64,31 @@ def discover(config: RunConfig, overwrite: bool = False) -> Outcome:
     _ = inputs.metric  # refuses an unknown name before anything is written
     store = RunStore(config.out or default_directory(config))
     store.open(identity(config, inputs), to_toml(config), overwrite)
-    reused = tuple(step for step in (*COMPUTED, "exports") if store.finished(step))
+    reused = tuple(step for step in (*COMPUTED, "labels", "exports") if store.finished(step))
     if not all(store.finished(step) for step in COMPUTED):
         _compute(config, inputs, store)
+    if wants_labels(config) and not store.finished("labels"):
+        _label(config, store, clock)
     written = export_run(store, config.export.formats, clock)
     return Outcome(store, store.read_json(EVALUATION), reused, tuple(written))
+
+
+def wants_labels(config: RunConfig) -> bool:
+    """Whether `discover` names the nodes."""
+    from pipelines.label_subject import is_embedded
+
+    chosen = config.labels
+    return chosen.labeler == "rules" or (
+        chosen.labeler == "auto" and (bool(chosen.corpus) or is_embedded(config.model))
+    )
+
+
+def _label(config: RunConfig, store: RunStore, clock: Clock) -> None:
+    from pipelines.label import LabelRequest, label_store
+    from pipelines.score import ScoreRequest, score_store
+
+    label_store(store, LabelRequest(corpus=config.labels.corpus), clock)
+    score_store(store, ScoreRequest(seed=config.seed), clock)
 
 
 def check_names(config: RunConfig) -> None:
@@ -109,9 +130,9 @@ def default_directory(config: RunConfig, label: str | None = None) -> Path:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide what is computed: all but where it is written and which pictures are made."""
+    """The settings that decide what is computed: all but where it is written, names and pictures."""
     settings = dataclasses.asdict(config)
-    del settings["out"], settings["export"]
+    del settings["out"], settings["export"], settings["labels"]
     if config.transcoders.name is None:
         del settings["transcoders"]
     return settings
@@ -329,4 +350,5 @@ def export_run(store: RunStore, formats: tuple[str, ...], clock: Clock | None = 
         raise missing
     store.finish("exports", clock.seconds["exports"])
     own = (CONFIG, RUN, *([FEATURES] if store.finished("features") else []), SCORES, CIRCUIT, EVALUATION)
+    own = (*own, LABELS) if store.finished("labels") else own
     return [*map(store.path, own), *pictures]

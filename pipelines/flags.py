@@ -68,6 +68,10 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("--rivals", ("evaluation", "rivals"), "random circuits beside the chosen one (default: 100)", "N"),
     Flag("--ground-truth", ("evaluation", "ground_truth"), "JSON file with the true edges: adds the AUROC", "FILE"),
+    Flag("--labeler", ("labels", "labeler"), "who names the nodes (default: rules, where there is text)"),
+    Flag(
+        "--corpus", ("labels", "corpus"), "text files to look at nodes on (default: the embedded model's own)", "F,..."
+    ),
     Flag("--formats", ("export", "formats"), "pictures and files to write, such as svg,dot", "F,..."),
     Flag("--batch-size", ("batch_size",), "pairs in one batch, or auto", "N"),
     Flag("--seed", ("seed",), "seed of everything random (default: 0)", "N"),
@@ -81,6 +85,7 @@ SECTION_TITLES = {
     "ablation": "scores",
     "selection": "circuit",
     "evaluation": "evaluation",
+    "labels": "names",
     "export": "run",
     "batch_size": "run",
     "seed": "run",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,7 +60,8 @@ def label_run(directory: str | Path, request: LabelRequest) -> Labelled:
     """
     store = RunStore(directory)
     store.load()
-    return label_store(store, request, Clock())
+    found = label_store(store, request, Clock())
+    return replace(found, written=(*found.written, *draw_again(store)))
 
 
 def dry_run(directory: str | Path, request: LabelRequest) -> str:
@@ -80,7 +81,7 @@ def dry_run(directory: str | Path, request: LabelRequest) -> str:
 
 
 def label_store(store: RunStore, request: LabelRequest, clock: Clock) -> Labelled:
-    """`label_run` for a run that is open."""
+    """`label_run` for a run that is open, pictures left as they are."""
     with clock.time("evidence"):
         evidence = collect(store, request)
     with clock.time("labels"):
@@ -93,7 +94,7 @@ def label_store(store: RunStore, request: LabelRequest, clock: Clock) -> Labelle
         path = write_labels(store, found.labels, facts)
     store.note(clock.seconds)
     store.finish("labels", None)
-    return Labelled(store, found.labels, found.failures, found.usage, (path, *draw_again(store)))
+    return Labelled(store, found.labels, found.failures, found.usage, (path,))
 
 
 def collect(store: RunStore, request: LabelRequest) -> dict[NodeId, Evidence]:
@@ -162,9 +163,12 @@ def read_labels(store: RunStore) -> tuple[dict[NodeId, Label], dict[str, Any]]:
 
 
 def write_labels(store: RunStore, labels: Mapping[NodeId, Label], facts: Mapping[str, Any]) -> Path:
-    """Writes labels.json."""
+    """Writes labels.json, and counts for run.json."""
     from graphs.evidence_json import labels_to_json
 
+    told = [label.expects.passed for label in labels.values() if label.expects and label.expects.passed is not None]
+    named = sum(not label.abstain for label in labels.values())
+    store.run["labels"] = {"nodes": len(labels), "named": named, "tested": len(told), "passed": sum(told)}
     return store.write_bytes(LABELS, labels_to_json(labels.values(), facts))
 
 

@@ -30,6 +30,7 @@ _EPILOG = """examples:
   edgewise validate pairs.jsonl --model gpt2               do the prompts align, are the answers single tokens?
   edgewise patch --model gpt2 --task ioi --out runs/maps   activation patching as heat maps
   edgewise intervene --task ioi --set "a1.h0=mean"         take a head away, with frozen and with live attention
+  edgewise label runs/gt --corpus text.jsonl              name the nodes of a stored circuit
   edgewise trace "The city of Lyon is in the country whose capital is"    features behind the next token
 """
 
@@ -88,6 +89,7 @@ def _add_discover(commands: argparse._SubParsersAction, name: str) -> None:
             "ablation",
             "selection",
             "evaluation",
+            "labels",
             "export",
             "batch_size",
             "seed",

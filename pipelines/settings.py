@@ -56,6 +56,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "rivals": ("evaluation", "rivals"),
     "ground_truth": ("evaluation", "ground_truth"),
     "formats": ("export", "formats"),
+    "labeler": ("labels", "labeler"),
+    "corpus": ("labels", "corpus"),
 }
 # Tables whose keys are free: they are checked by the method or the task that reads them.
 _OPEN = {("method",): ("method", "options")}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STEPS = (
     *("task", "hashes", "model", "batches", "transcoders", "features", "check", "ablation", "scores", "gates"),
-    *("circuit", "evaluation", "exports"),
+    *("circuit", "evaluation", "evidence", "labels", "exports"),
 )
 
 
@@ -34,6 +34,7 @@ def discovery_summary(
         "",
         _circuit_line(model["edges"], counts),
         *_judgement_lines(evaluation),
+        *_name_lines(run),
         "",
         *curve_lines(evaluation),
         "",
@@ -151,6 +152,15 @@ def _feature_lines(run: Mapping[str, Any]) -> list[str]:
             f"{nodes} of them or of the error nodes misjudged by gradients: {gates['rescored_edges']:,} edges scored by runs"
         )
     return lines
+
+
+def _name_lines(run: Mapping[str, Any]) -> list[str]:
+    """How many nodes have a name, and how many names passed their causal test, where the run has names."""
+    names = run.get("labels")
+    if names is None:
+        return []
+    tests = f"; {names['passed']} of {names['tested']} causal tests passed" if names.get("tested") else ""
+    return [f"names         {names['named']} of {names['nodes']} nodes, the others are unclear{tests}"]
 
 
 def _circuit_line(possible: int, counts: Mapping[str, int]) -> str:

@@ -225,7 +225,6 @@ THREE_BACK = tuple(AttentionPair(f"p{n}", ("x",), f"k{n}", 3, 0.9) for n in rang
         (head(induction=0.8), "induction head", "moves"),
         (head(name_mover=0.5, copying=0.9), "name mover head", "moves"),
         (head(copy_suppression=0.5), "copy suppression head", "suppresses"),
-        (head(wrong_suppression=0.5), "suppresses wrong answers", "suppresses"),
         (head(first_token=0.9, induction=0.05), "rests on first token", "unclear"),
         (head(previous_token=0.2, induction=0.29), "unclear", "unclear"),
         (head(pairs=AND), 'attends to "and"', "moves"),
