@@ -3,8 +3,8 @@
     python benchmarks/labels.py [--documents 4000] [--features N] [--llm NAME --base-url URL] [--threads 2]
 
 Names every feature of the embedded model's transcoders that fires in at least 20 windows by rules, applies each rule to the
-*text* of held-out windows (10 that fire over the quantiles of their peaks, 10 that do not, half of those like the active ones), and
-prints coverage, balanced accuracy with unclear features counted as 0.5, the same with the labels shuffled among the features,
+*text* of held-out windows (10 that fire over the quantiles of their peaks, 10 that do not, half of those like the
+active ones), and prints coverage, balanced accuracy with unclear features counted as 0.5, the same with the labels shuffled among the features,
 and seconds per label. With --llm some features (--features, default 50) are named and judged by that model too, with
 tokens per label.
 
@@ -44,7 +44,9 @@ def main() -> int:
     options = parser.parse_args()
     start = time.perf_counter()
     evidence = collected(options.documents, options.threads)
-    print(f"{len(evidence)} features fire in {LEAST_WINDOWS} windows or more; evidence {time.perf_counter() - start:.0f} s")
+    print(
+        f"{len(evidence)} features fire in {LEAST_WINDOWS} windows or more; evidence {time.perf_counter() - start:.0f} s"
+    )
     missed = _rules(_some(evidence, options.features))
     if options.llm:
         from labelers.openai_settings import OpenAISettings
@@ -90,7 +92,9 @@ def _rules(evidence: Mapping[NodeId, Evidence]) -> bool:
     accuracy, coverage, shuffled = _report("rules", score_labels(labels, evidence, RuleJudge()), seconds, {})
     okay = accuracy >= BARS["balanced accuracy"] and coverage >= BARS["coverage"]
     okay = okay and abs(shuffled - 0.5) <= BARS["shuffled"]
-    print(f"bar: balanced accuracy {BARS['balanced accuracy']}, coverage {BARS['coverage']}: {'met' if okay else 'MISSED'}")
+    print(
+        f"bar: balanced accuracy {BARS['balanced accuracy']}, coverage {BARS['coverage']}: {'met' if okay else 'MISSED'}"
+    )
     return not okay
 
 
@@ -114,7 +118,9 @@ def _report(
     named = [label for label in labels.values() if not label.abstain]
     coverage = len(named) / max(1, len(labels))
     tokens = usage.get("tokens_in", 0) + usage.get("tokens_out", 0)
-    print(f"\n{name}: {coverage:.1%} named, {1000 * seconds / len(labels):.1f} ms and {tokens / len(labels):.0f} tokens a label")
+    print(
+        f"\n{name}: {coverage:.1%} named, {1000 * seconds / len(labels):.1f} ms and {tokens / len(labels):.0f} tokens a label"
+    )
     accuracy = shuffled = 0.5
     for test, chance in (("detection", 0.5), ("fuzzing", 0.5), ("intruder", 0.2)):
         scores = [label.scores[test] for label in named if test in label.scores]
@@ -122,7 +128,9 @@ def _report(
         bases = [score.baseline for score in scores if score.baseline is not None]
         mean, base = sum(values) / len(values), sum(bases) / max(1, len(bases))
         alone = sum(score.value for score in scores) / max(1, len(scores))
-        print(f"  {test:9}  {mean:.3f} (named alone {alone:.3f}, shuffled {base:.3f}, unparsed {sum(s.unparsed for s in scores)})")
+        print(
+            f"  {test:9}  {mean:.3f} (named alone {alone:.3f}, shuffled {base:.3f}, unparsed {sum(s.unparsed for s in scores)})"
+        )
         if test == "detection":
             accuracy, shuffled = mean, base
     return accuracy, coverage, shuffled
