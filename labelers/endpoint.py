@@ -182,7 +182,7 @@ class Endpoint:
             cause = error.__cause__ or error
             if type(cause).__name__ != "ConnectError":
                 used = (reserved.prompt, reserved.reply)
-            raise _Passing(self._say(cause), unreachable=True) from None
+            raise _Passing(self._say(cause), unreachable=type(cause).__name__ == "ConnectError") from None
         except openai.APIStatusError as error:
             raise self._fault(error, request) from None
         finally:
