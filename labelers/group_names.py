@@ -78,7 +78,9 @@ async def _named(
     finally:
         if cache is not None:
             cache.close()
-    return NamedGroups(tuple(task.result() for task in started), failures, endpoint.usage.as_numbers())
+    return NamedGroups(
+        tuple(task.result() for task in started), dict(sorted(failures.items())), endpoint.usage.as_numbers()
+    )
 
 
 def inquiry(group: Supernode, wires: Sequence[Wire], labels: Mapping[NodeId, Label]) -> Inquiry[Supernode]:

@@ -86,6 +86,7 @@ async def label_nodes_async(
             cache.close()
     labels.update(run.labels)
     failures = {node: reason for node, reason in failures.items() if node not in labels} | run.failures
+    failures = {node: failures[node] for node in evidence if node in failures}  # whatever the order of replies
     return Labelling(labels, failures, endpoint.usage.as_numbers())
 
 
