@@ -104,6 +104,7 @@ class ChosenContexts:
         self.plan, self.settings = plan, plan.settings
         self._top = [_Group.of(group, True) for group in state.groups["explain"]]
         self._sample = {split: [_Group.of(group, False) for group in state.groups[split]] for split in SPLITS}
+        self._pool = {split: plan.pool[split].tolist() for split in SPLITS}
         self._bags = {split: self._bag(split) for split in SPLITS}
         found = np.concatenate([bag.indices for bag in self._bags.values()])
         vocabulary = max(max(window.tokens) for window in plan.windows) + 1
@@ -135,7 +136,7 @@ class ChosenContexts:
         plan, width = self.plan, self.settings.width
         vocabulary = max(max(window.tokens) for window in plan.windows) + 1
         rows, columns = [], []
-        for row, (window, chunk) in enumerate(plan.pool[split].tolist()):
+        for row, (window, chunk) in enumerate(self._pool[split]):
             one = plan.windows[window]
             held = set(one.tokens[one.fixed + chunk * width : one.fixed + (chunk + 1) * width])
             rows += [row] * len(held)
@@ -185,11 +186,13 @@ class ChosenContexts:
 
         def take(passages: Iterator[Passage], count: int) -> None:
             left = count
-            for one in passages:
-                if left and one.ids not in told:
+            for one in passages if left > 0 else ():
+                if one.ids not in told:
                     told.add(one.ids)
                     found.append(one)
                     left -= 1
+                if not left:
+                    break
 
         if split == "explain":
             top = self._top[number]
@@ -236,7 +239,7 @@ class ChosenContexts:
         return Passage(kind, window.document, window.start + first, ids, activations, following)
 
     def _silent(self, kind: ContextKind, split: Split, place: int) -> Passage:
-        number, chunk = self.plan.pool[split][place].tolist()
+        number, chunk = self._pool[split][place]
         window, width = self.plan.windows[number], self.settings.width
         first = window.fixed + chunk * width
         return Passage(

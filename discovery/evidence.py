@@ -63,7 +63,7 @@ def collect_evidence(
     """Evidence of every feature, head, MLP and error node, positions aside, one after the other.
 
     The corpus is read once for all nodes. Under torch.distributed the processes share the reading, and each gives every n-th
-    node. state_file: where a reading that was stopped goes on; identity: of model, transcoders and corpus, so that it does so
+    node. state_file: where a reading that was stopped goes on, deleted at the end; identity: of model, transcoders and corpus, so that it does so
     only for the same ones. Raises BadCorpus, BadTranscoder or ValueError naming what does not fit.
     """
     wanted = list(dict.fromkeys(node.at(None) for node in nodes if node.kind in _NAMED))
@@ -113,6 +113,8 @@ def _measured(
     build = _Builder(source, plan, state, tuple(meters), chosen, texts, task, causal, heads, around, frozenset(mine))
     for number in range(len(meters)):
         yield from build.meter(number)
+    if state_file is not None:
+        (state_file if processes == 1 else state_file.with_name(f"{state_file.name}.{rank}")).unlink(missing_ok=True)
 
 
 def corpus_windows(
