@@ -31,6 +31,7 @@ class _Measured:
     """Per pair, in the order of the batches."""
 
     before: list[Tensor] = field(default_factory=list)
+    corrupt: list[Tensor] = field(default_factory=list)
     after: dict[tuple[NodeId, Change], list[Tensor]] = field(default_factory=dict)
 
 
@@ -71,9 +72,12 @@ def _measure(
     measured: _Measured,
 ) -> None:
     reads = (batch.read_row, batch.read_column)
-    prompts, donor = prompts_of_batch(batch), untouched_pass(model, prompts_of_batch(batch, corrupt=True), False)
+    prompts, twins = prompts_of_batch(batch), prompts_of_batch(batch, corrupt=True)
+    donor = untouched_pass(model, twins, False)
     reference = model.full_logits(batch)
     measured.before.append(metric.compute(reference, batch, reference).double().cpu())
+    corrupt = intervened_pass(model, None, twins, reads=reads).logits
+    measured.corrupt.append(metric.compute(corrupt, batch, reference).double().cpu())
     clean = untouched_pass(model, prompts, False)
     for node, place in tqdm(wanted.items(), desc="nodes", unit="node", delay=2, leave=False):
         for change in CHANGES:
@@ -122,4 +126,5 @@ def _effect(measured: _Measured, key: tuple[NodeId, Change], task: str, metric: 
         after=float(after.mean()),
         stderr=float((after - before).std() / count**0.5) if count > 1 else 0.0,
         pairs=count,
+        gap=float((before - torch.cat(measured.corrupt)).mean()),
     )

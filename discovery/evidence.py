@@ -63,8 +63,8 @@ def collect_evidence(
     """Evidence of every feature, head, MLP and error node, positions aside, one after the other.
 
     The corpus is read once for all nodes. Under torch.distributed the processes share the reading, and each gives every n-th
-    node. state_file: where a reading that was stopped goes on, deleted at the end; identity: of model, transcoders and corpus, so that it does so
-    only for the same ones. Raises BadCorpus, BadTranscoder or ValueError naming what does not fit.
+    node. state_file: where a reading that was stopped goes on, deleted at the end; identity: of model, transcoders and
+    corpus, so that it does so only for the same ones. Raises BadCorpus, BadTranscoder or ValueError naming what does not fit.
     """
     wanted = list(dict.fromkeys(node.at(None) for node in nodes if node.kind in _NAMED))
     around = {} if source.graph is None else neighbourhoods(source.graph, labels=source.labels)

@@ -199,7 +199,9 @@ class LocalReplacement:
         if depths != sorted(depths, reverse=True):
             raise ValueError("readouts must come deepest first")
         rows = torch.arange(len(depths), device=gradient.device) if readouts.sums is None else readouts.sums
-        first = active = spread = 0  # rows before `spread` have been through an attention: the others stand at one position
+        first = active = spread = (
+            0  # rows before `spread` have been through an attention: the others stand at one position
+        )
 
         def inject(depth: int) -> None:
             nonlocal first, active

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from discovery.component_model import ComponentModel
 from discovery.corpus_files import BadCorpus, Window
@@ -17,7 +18,7 @@ from discovery.corpus_pass import CorpusPass, CorpusState, merge_states, with_th
 from discovery.corpus_plan import CorpusPlan
 from discovery.evidence_settings import SPLITS, EvidenceSettings
 from discovery.kept_windows import Chunks, KeptWindows, draw_keys, hashed, peak_keys
-from discovery.node_meters import meters_of
+from discovery.node_meters import WriteMeter, meters_of
 from discovery.recording import Activations
 from discovery.sites import at_site
 from discovery.transcoder import TranscoderSet
@@ -164,7 +165,7 @@ def _check_writes(one: CorpusPass, state: CorpusState, passes: list[Activations]
     """Norms from each head's own output, without Gram matrices; sums of what is written in the residual stream."""
     blocks = one.model.blocks
     for number, meter in enumerate(one.meters):
-        if meter.nodes[0].kind == "feature":
+        if not isinstance(meter, WriteMeter):
             continue
         layer, count = meter.nodes[0].layer or 0, len(meter.nodes)
         active = everywhere = torch.zeros(count, blocks[0].weight("q").shape[-1])
@@ -176,8 +177,8 @@ def _check_writes(one: CorpusPass, state: CorpusState, passes: list[Activations]
             everywhere = everywhere + written.sum(1)
             active = active + (written * loud[..., None]).sum(1)
         groups = [state.groups[split][number] for split in SPLITS]
-        assert torch.equal(sum(group.tokens for group in groups), tokens)
-        sums = sum(group.written for group in groups)
+        assert torch.equal(groups[0].tokens + groups[1].tokens, tokens)
+        sums = groups[0].written + groups[1].written
         for mine, plain in zip(sums, (active, everywhere)):
             torch.testing.assert_close(meter.to_stream(mine.float()), plain, atol=2e-3, rtol=2e-3)
 
@@ -245,7 +246,7 @@ def test_two_processes_keep_what_one_keeps(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, str(tmp_path)), nprocs=2)
+    spawn(_process, (port, str(tmp_path)), nprocs=2)
     alone = finished(corpus_pass().run()).tensors()
     for rank in range(2):
         theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
