@@ -3,10 +3,10 @@
     python benchmarks/labels.py [--documents 4000] [--features N] [--llm NAME --base-url URL] [--threads 2]
 
 Names every feature of the embedded model's transcoders that fires in at least 20 windows by rules, applies each rule to the
-*text* of held-out windows (10 that fire over the quantiles of their peaks, 10 that do not, half of those like the
-active ones), and prints coverage, balanced accuracy with unclear features counted as 0.5, the same with the labels shuffled among the features,
-and seconds per label. With --llm some features (--features, default 50) are named and judged by that model too, with
-tokens per label.
+*text* of held-out windows (10 that fire over the quantiles of their peaks, 10 that do not, half of those like the active
+ones), and prints coverage, balanced accuracy with unclear features counted as 0.5, the same with the labels shuffled among
+the features, and seconds per label. With --llm some features (--features, default 50) are named and judged by that model
+too, with tokens per label.
 
 The bar, for rules: balanced accuracy of at least 0.80, at least 60 % of the features named, shuffled labels within 0.03 of 0.5.
 """
