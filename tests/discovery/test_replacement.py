@@ -25,6 +25,13 @@ from tests.discovery.tiny_transcoders import KINDS, tiny_transcoders
 
 TOKENS = torch.tensor([1, 5, 7, 9, 11, 13, 3, 8])
 PLACES = (("mlp-in", "mlp-out"), ("mlp-norm", "mlp-raw"), ("residual-mid", "mlp-out"))
+# Two kinds and places for each family; every pair of kind and place occurs twice.
+PLACED = [
+    (family, KINDS[(i + 3 * second) % len(KINDS)], *PLACES[(i // len(KINDS) + second) % len(PLACES)])
+    for second in (0, 1)
+    for i, family in enumerate(FAMILIES)
+]
+DOUBLED = [(family, ("topk", "skip", "cross-layer")[i % 3]) for i, family in enumerate(FAMILIES)]
 
 
 @functools.cache
@@ -44,29 +51,24 @@ def graph_of(replacement: LocalReplacement, **options) -> AttributionGraph:
     return attribution_graph(replacement, likely_targets(replacement.model, replacement.frozen), share=1.0, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_with_constants_sum_to_what_the_model_computes(family: str, kind: str) -> None:
-    # Every kind at one place of each family, one of them at all: all pairs of kind and place occur.
-    first = KINDS.index(kind) + list(FAMILIES).index(family)
-    for reads, writes in PLACES if kind == "skip" else [PLACES[first % len(PLACES)]]:
-        replacement = replacement_of(family, kind, reads, writes)
-        graph = graph_of(replacement, bias_nodes=True)
-        features = len(replacement.features)
-        assert features > 10
-        sums = graph.weights.sum(axis=1)
-        wanted = replacement.features.preactivation.numpy()
-        np.testing.assert_allclose(sums[:features], wanted, atol=3e-5 * np.abs(wanted).max())
-        logits = np.isin(graph.kinds, ("logit",))
-        np.testing.assert_allclose(sums[logits], graph.activations[logits], rtol=1e-4, atol=1e-4)
-        last = replacement.frozen.logits - replacement.frozen.logits.mean()
-        capped = replacement.model.arch.final_softcap is not None
-        for node, value in zip(np.array(graph.nodes)[logits], graph.activations[logits], strict=True):
-            assert capped or value == pytest.approx(float(last[node.index]), rel=1e-3, abs=1e-4)
+@pytest.mark.parametrize(("family", "kind", "reads", "writes"), PLACED)
+def test_rows_with_constants_sum_to_what_the_model_computes(family: str, kind: str, reads: str, writes: str) -> None:
+    replacement = replacement_of(family, kind, reads, writes)
+    graph = graph_of(replacement, bias_nodes=True)
+    features = len(replacement.features)
+    assert features > 10
+    sums = graph.weights.sum(axis=1)
+    wanted = replacement.features.preactivation.numpy()
+    np.testing.assert_allclose(sums[:features], wanted, atol=3e-5 * np.abs(wanted).max())
+    logits = np.isin(graph.kinds, ("logit",))
+    np.testing.assert_allclose(sums[logits], graph.activations[logits], rtol=1e-4, atol=1e-4)
+    last = replacement.frozen.logits - replacement.frozen.logits.mean()
+    capped = replacement.model.arch.final_softcap is not None
+    for node, value in zip(np.array(graph.nodes)[logits], graph.activations[logits], strict=True):
+        assert capped or value == pytest.approx(float(last[node.index]), rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", ["topk", "skip", "cross-layer"])
+@pytest.mark.parametrize(("family", "kind"), DOUBLED)
 def test_doubling_a_feature_changes_everything_by_its_edges(family: str, kind: str) -> None:
     replacement = replacement_of(family, kind, *(("mlp-norm", "mlp-raw") if kind == "topk" else ("mlp-in", "mlp-out")))
     graph, model = graph_of(replacement), replacement.model
