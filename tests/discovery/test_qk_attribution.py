@@ -55,8 +55,10 @@ def _all_pairs(replacement: LocalReplacement, layer: int, head: int, query: int,
     return maps.scale * left @ module._side(replacement, maps, layer, head, "k", weights).t()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("contrast", [False, True])
+@pytest.mark.parametrize(
+    ("family", "contrast"),
+    [*((family, i % 2 == 1) for i, family in enumerate(FAMILIES)), ("gemma2", True), ("llama", True), ("olmo2", False)],
+)
 def test_pairs_sum_to_the_score(family: str, contrast: bool) -> None:
     replacement = _made(family)
     layer, head, query, key = replacement.layers - 1, 3, 6, 4
