@@ -102,8 +102,17 @@ def test_edges_of_a_prompt_are_connections_times_scales(family: str, reads, writ
     assert checked > 20
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox-parallel", "olmo2"])
-@pytest.mark.parametrize("kind", ["relu", "cross-layer"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("llama", "relu"),
+        ("gpt_neox-parallel", "relu"),
+        ("olmo2", "relu"),
+        ("gpt2", "cross-layer"),
+        ("gemma2", "cross-layer"),
+        ("gpt_neox-parallel", "cross-layer"),
+    ],
+)
 def test_both_directions_agree_in_all_layers(family: str, kind) -> None:
     model, transcoders = _made(family, kind)
     parallel = model.blocks[0].parallel
