@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from discovery.activation_stream import padded
+from discovery.activation_stream import ActivitySource, padded
 from discovery.blocks import find_blocks
 from discovery.component_model import ComponentModel
 from discovery.corpus_files import Window
+from discovery.reconstruction import measure_fit
 from discovery.recording import session
 from discovery.sites import at_site
 from discovery.transcoder import SITES, Activation, BadTranscoder, Site, Transcoder, TranscoderSet
@@ -100,6 +101,19 @@ def test_a_sample_in_many_batches_gives_the_same(monkeypatch: pytest.MonkeyPatch
         for field in ("fvu", "l0", "dead", "largest", "spliced_loss", "ablated_loss"):
             assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-4)
     assert whole.spliced_loss == pytest.approx(parts.spliced_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("olmo2", "skip"), ("gpt_neox-parallel", "cross-layer")])
+def test_trainings_figures_are_the_same(family: str, kind: str) -> None:
+    model = ComponentModel(tiny_model(family))
+    transcoders, some = tiny_transcoders(model, kind), windows(model, 9)  # type: ignore[arg-type]
+    layers = tuple(range(len(model.blocks)))
+    found = check_transcoders(model, transcoders, some, splice=False)
+    fits = measure_fit(transcoders, ActivitySource(model, layers, "mlp-in", "mlp-out", pass_tokens=30), some)
+    for one, fit in zip(found.layers, fits, strict=True):
+        assert one.layer == fit.layer
+        for field in ("fvu", "l0", "dead"):
+            assert getattr(one, field) == pytest.approx(getattr(fit, field), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox-parallel", "gemma2", "olmo2"])
