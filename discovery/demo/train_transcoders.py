@@ -39,7 +39,7 @@ class Recipe:
     corpus_seed: int = 2
     """Of the documents."""
     settings: TrainingSettings = field(
-        default_factory=lambda: TrainingSettings(activation="topk", features=1024, k=12, steps=200)
+        default_factory=lambda: TrainingSettings(activation="topk", features=1024, k=6, steps=200)
     )
     """Of the training."""
 
