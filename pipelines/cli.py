@@ -20,13 +20,18 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 done, 2 a mistake in what was asked for, 130 interrupted."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        _complain("interrupted; finished steps are kept, and the same command goes on from there")
+        return INTERRUPTED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.debug else logging.WARNING, format="%(name)s: %(message)s")
     try:
         COMMANDS[options.command](options)
-    except KeyboardInterrupt:
-        _complain("interrupted; finished steps are kept, and the same command goes on from there")
-        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone (`edgewise list tasks | head -1`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -160,7 +160,7 @@ def test_an_interrupted_run_says_so(edgewise: Edgewise, model_directory: Path, t
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "finished steps are kept" in errors
     assert "Traceback" not in errors
 
