@@ -160,7 +160,9 @@ def test_an_interrupted_run_says_so(edgewise: Edgewise, model_directory: Path, t
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    # Where the interrupt arrives inside exec() (dataclasses of a module that is being imported), Python ends itself by the
+    # signal although it was handled; a shell says 130 for both.
+    assert process.returncode in (130, -signal.SIGINT), errors
     assert "finished steps are kept" in errors
     assert "Traceback" not in errors
 
