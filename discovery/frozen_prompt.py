@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -88,6 +89,7 @@ class FrozenLayer:
         pulled = torch.bmm(self.pattern[:, positions, :width].permute(1, 2, 0), heads)
         return pulled if self.attention_scale is None else pulled.mul_(self.attention_scale[:width])
 
+    @cached_property
     def attention_constant(self) -> Float[Tensor, "pos d_model"]:
         """What the attention adds to the residual stream whatever it reads: biases of norm, values and output."""
         block, norm, dtype = self.block, self.block.attention_norm, self._dtype

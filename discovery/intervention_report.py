@@ -52,11 +52,6 @@ class Plan:
     top: int = 10
     """Number of next tokens to report for each run."""
 
-    @property
-    def needs_donor(self) -> bool:
-        """Whether some swap names no donor."""
-        return any(one.act == "swap" and one.donor is None for one in self.interventions)
-
     def places(self, act: str | None = None) -> list[Place]:
         """What is changed, each place once; act: only by interventions of this kind."""
         found = (place for one in self.interventions if act in (None, one.act) for place in one.places)

@@ -230,7 +230,7 @@ class LocalReplacement:
             live = gradient[:active]
             if active:
                 if constants:
-                    self._meet_constants(layer, self.frozen.layers[layer].attention_constant(), live, result)
+                    self._meet_constants(layer, self.frozen.layers[layer].attention_constant, live, result)
                 spread = spread if readouts.sums is None else active
                 self._pull_attention(layer, live, spread, readouts.position[spread:active])
                 spread = active

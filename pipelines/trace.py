@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,47 +145,34 @@ class _Tracer:
         }
         self.store = RunStore(out or default_directory(settings, described))
         self.store.open({"edgewise": edgewise_version(), "config": described, "inputs": inputs}, "", overwrite)
-        self._model: ComponentModel | None = None
-        self._transcoders: TranscoderSet | None = None
-        self._replacement: LocalReplacement | None = None
-        self._tokens: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
     def model(self) -> ComponentModel:
-        if self._model is None:
-            with self.clock.time("model"):
-                self._model = load(self.settings.model)
-        return self._model
+        with self.clock.time("model"):
+            return load(self.settings.model)
 
-    @property
+    @cached_property
     def transcoders(self) -> TranscoderSet:
-        if self._transcoders is None:
-            with self.clock.time("transcoders"):
-                self._transcoders = read_transcoders(self.place, self.settings.transcoders)
-        return self._transcoders
+        with self.clock.time("transcoders"):
+            return read_transcoders(self.place, self.settings.transcoders)
 
-    @property
+    @cached_property
     def tokens(self) -> tuple[int, ...]:
         from discovery.single_prompt import prompt_or_file
 
-        if self._tokens is None:
-            self._tokens = tuple(prompt_or_file(self.settings.prompt, self.model.tokenizer, self.settings.bos))
-            check_tokens(self._tokens, self.model)
-        return self._tokens
+        tokens = tuple(prompt_or_file(self.settings.prompt, self.model.tokenizer, self.settings.bos))
+        check_tokens(tokens, self.model)
+        return tokens
 
-    @property
+    @cached_property
     def replacement(self) -> LocalReplacement:
         from discovery.replacement import LocalReplacement
 
-        if self._replacement is None:
-            model, transcoders, tokens = self.model, self.transcoders, self.tokens
-            with self.clock.time("replacement"):
-                self._replacement = LocalReplacement(
-                    model, transcoders, tokens, fixed_prefix=self.settings.fixed_prefix
-                )
-        return self._replacement
+        model, transcoders, tokens = self.model, self.transcoders, self.tokens
+        with self.clock.time("replacement"):
+            return LocalReplacement(model, transcoders, tokens, fixed_prefix=self.settings.fixed_prefix)
 
-    @property
+    @cached_property
     def targets(self) -> tuple[Target, ...]:
         from discovery.single_prompt import read_token_file
         from discovery.targets import likely_targets, parse_targets
