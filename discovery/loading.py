@@ -78,10 +78,7 @@ def load_model(
     name = str(name_or_dir)
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelNotLoaded(f"model directory {name} does not exist")
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelNotLoaded(f"cannot load the configuration of model {name!r}: {_one_line(error)}") from error
+    config = _config(name, trust_remote_code)
     record = architecture_of(config)
     implementation = attention or ("sdpa" if record.sdpa else "eager")
     if implementation == "sdpa" and not record.sdpa:
@@ -110,6 +107,18 @@ def load_model(
     if device_map is None:
         model = model.to(pick_device(device))
     return ComponentModel(model.eval(), _load_tokenizer(name, trust_remote_code), kv_heads=kv_heads, name=name)
+
+
+def commit_of(name: str, trust_remote_code: bool = False) -> str | None:
+    """The commit that a hub name stands for now (where there is no network, in the cache). Raises ModelNotLoaded."""
+    return _config(name, trust_remote_code)._commit_hash
+
+
+def _config(name: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotLoaded(f"cannot load the configuration of model {name!r}: {_one_line(error)}") from error
 
 
 def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

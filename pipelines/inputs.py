@@ -37,6 +37,16 @@ def model_title(config: ModelConfig) -> str:
     return Path(config.name).name if Path(config.name).is_dir() else config.name
 
 
+def hash_model(config: ModelConfig) -> dict[str, str | None]:
+    """SHA-256 of each of the model's files in a directory, or the commit of a hub name."""
+    place = model_place(config)
+    if Path(place).is_dir():
+        return {**hash_model_directory(Path(place))}
+    from discovery.loading import commit_of
+
+    return {"commit": commit_of(place, config.trust_remote_code)}
+
+
 def load(config: ModelConfig) -> ComponentModel:
     """The model of these settings."""
     from discovery.loading import load_model
@@ -82,12 +92,8 @@ class Inputs:
 
     def hashes(self) -> dict[str, Any]:
         """SHA-256 of the model's files (its commit, for a hub name), the task's pairs and the ground truth's file."""
-        place = model_place(self.config.model)
-        if Path(place).is_dir():
-            with self.clock.time("hashes"):
-                model: Any = hash_model_directory(Path(place))
-        else:
-            model = {"commit": getattr(self.model.config, "_commit_hash", None)}
+        with self.clock.time("hashes"):
+            model = hash_model(self.config.model)
         truth = self.config.evaluation.ground_truth
         return {
             "model": model,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import RunConfig
 from pipelines.discover import settings_of
-from pipelines.fingerprint import edgewise_version, hash_file, hash_model_directory, hash_settings, versions
-from pipelines.inputs import Inputs, load, model_place, model_title, read_task
+from pipelines.fingerprint import edgewise_version, hash_file, hash_settings, versions
+from pipelines.inputs import Inputs, hash_model, load, model_title, read_task
 from pipelines.intervene_flags import FREEZES, Request
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
@@ -53,7 +53,7 @@ def intervene(config: RunConfig, request: Request) -> tuple[dict[str, Any], list
         found = _report(config, request, plan, model, transcoders, inputs)
     if made is not None:
         written.append(store.write_bytes(DIRECTION, made))
-    content = found | _record(config, request, model, transcoders, inputs, clock)
+    content = found | _record(config, request, transcoders, inputs, clock)
     written.append(store.write_json(RESULT, content))
     return content, written
 
@@ -61,19 +61,12 @@ def intervene(config: RunConfig, request: Request) -> tuple[dict[str, Any], list
 def _record(
     config: RunConfig,
     request: Request,
-    model: ComponentModel,
     transcoders: TranscoderSet | None,
     inputs: Inputs | None,
     clock: Clock,
 ) -> dict[str, Any]:
     """What the numbers came from."""
-    place = Path(model_place(config.model))
-    if inputs is not None:
-        hashes = inputs.hashes()
-    elif place.is_dir():
-        hashes = {"model": hash_model_directory(place)}
-    else:
-        hashes = {"model": {"commit": getattr(model.config, "_commit_hash", None)}}
+    hashes = {"model": hash_model(config.model)} if inputs is None else inputs.hashes()
     return {
         "edgewise": edgewise_version(),
         "model": model_title(config.model),

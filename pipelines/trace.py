@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import ModelConfig, TranscodersConfig
-from pipelines.fingerprint import edgewise_version, hash_model_directory, hash_settings, versions
-from pipelines.inputs import load, model_place, model_title
+from pipelines.fingerprint import edgewise_version, hash_settings, versions
+from pipelines.inputs import hash_model, load, model_title
 from pipelines.settings import ConfigError
 from pipelines.store import ADJACENCY, EXPORTS, GRAPH, NODES, VALIDATION, RunStore
 from pipelines.transcoders import hash_transcoders, read_transcoders, transcoders_place
@@ -276,12 +276,6 @@ class _Tracer:
         """Notes what it took."""
         self.store.note(self.clock.seconds, peak_memory_bytes=peak_memory_bytes())
         self.store.finish("graph", None)
-
-
-def hash_model(model: ModelConfig) -> dict[str, str] | str:
-    """Hashes of the model's files; a hub name is itself."""
-    place = Path(model_place(model))
-    return hash_model_directory(place) if place.is_dir() else str(place)
 
 
 def is_token_file(prompt: str) -> bool:

@@ -13,10 +13,10 @@ from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import RunConfig
 from pipelines.discover import settings_of
 from pipelines.fingerprint import edgewise_version, hash_pairs, hash_settings, versions
-from pipelines.inputs import load, model_title, read_task
+from pipelines.inputs import hash_model, load, model_title, read_task
 from pipelines.settings import ConfigError
 from pipelines.store import EXPORTS, RunStore
-from pipelines.trace import TraceSettings, check_tokens, hash_model
+from pipelines.trace import TraceSettings, check_tokens
 from pipelines.transcoders import hash_transcoders, read_transcoders, transcoders_place
 
 if TYPE_CHECKING:

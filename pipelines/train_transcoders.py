@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock
 from pipelines.config import RunConfig
-from pipelines.fingerprint import edgewise_version, hash_file, hash_model_directory, hash_settings, versions
-from pipelines.inputs import load, model_place, model_title
+from pipelines.fingerprint import edgewise_version, hash_file, hash_settings, versions
+from pipelines.inputs import hash_model, load, model_title
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
 from pipelines.summary import table
@@ -125,13 +125,12 @@ def split_windows(
 
 def _identity(config: RunConfig, corpus: Corpus, settings: TrainingSettings, sites: tuple[str, str]) -> dict[str, Any]:
     """Everything that the result depends on, as plain data."""
-    place = model_place(config.model)
     return {
         "edgewise": edgewise_version(),
         "model": {
             "name": model_title(config.model),
             "dtype": config.model.dtype,
-            "files": hash_model_directory(Path(place)) if Path(place).is_dir() else None,
+            "files": hash_model(config.model),
         },
         "corpus": {
             "files": {Path(file).name: hash_file(Path(file)) for file in corpus.files},
