@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import random
 import time
@@ -15,12 +14,22 @@ from typing import Any, Literal
 import openai
 
 from labelers.budget import Budget, Reservation, Usage, most_tokens
+from labelers.endpoint_faults import (
+    AGAIN,
+    FATAL,
+    Adapted,
+    EndpointUnusable,
+    FormatRefused,
+    Passing,
+    PromptTooLong,
+    RequestFailed,
+    is_too_long,
+    retry_after,
+)
 from labelers.openai_settings import NO_KEY, OPENAI_URL, OpenAISettings
 from labelers.reply_cache import ReplyCache, key_of
 
 Format = Literal["json_schema", "json_object", "text"]
-_AGAIN = (408, 409, 425, 429)
-_FATAL = {401: "refuses the key", 403: "refuses access", 404: "has no such address or model"}
 # What servers may not know of, with the words by which their complaints name it.
 _OPTIONAL = {
     "max_tokens": ("max_completion_tokens",),
@@ -29,18 +38,6 @@ _OPTIONAL = {
     "system": ("system role", "role 'system'", 'role "system"', "system message"),
 }
 _FORMAT_WORDS = ("response_format", "json_schema", "json_object", "schema", "grammar", "guided", "structured output")
-
-
-class RequestFailed(ValueError):
-    """A request that got no reply; the message says why, in one line."""
-
-
-class EndpointUnusable(ValueError):
-    """Nothing can be had from this endpoint: a wrong address, key or model."""
-
-
-class FormatRefused(ValueError):
-    """The endpoint does not take this response format."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,24 @@ class Endpoint:
     async def reply(self, request: Request) -> Reply:
         """The reply: from the cache, or sent for and kept before anything else happens.
 
-        Raises FormatRefused, RequestFailed, BudgetSpent (this request only) or EndpointUnusable (all of them).
+        Raises FormatRefused, PromptTooLong, RequestFailed, BudgetSpent (this request only) or EndpointUnusable (all of them).
         """
         found = self.known(request)
         if found is not None:
             self._cached += 1
             return found
+        key = self._cache_key(request)
+        refused = None if self._cache is None else self._cache.get(self._long_key(key))
+        if refused is not None:
+            raise PromptTooLong(str(refused.get("too_long", "")), key)
         async with self._slots:
             return await self._attempts(request)
+
+    def keep_too_long(self, fault: PromptTooLong) -> None:
+        """Notes in the cache that a request does not fit, so that a repeated run does not send it. For requests whose shorter
+        form was answered: where none was, a repeated run asks again, for the endpoint may have changed."""
+        if self._cache is not None:
+            self._cache.put(self._long_key(fault.key), {"too_long": fault.said})
 
     async def _attempts(self, request: Request) -> Reply:
         attempt = 0
@@ -135,21 +142,21 @@ class Endpoint:
             await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
             try:
                 return await self._send(request)
-            except _Adapted:  # a parameter that the server does not know was dropped: no failed attempt
+            except Adapted:  # a parameter that the server does not know was dropped: no failed attempt
                 continue
-            except _Passing as fault:
+            except Passing as fault:
                 if attempt == self.settings.retries:
                     self._give_up(fault)
                 attempt, self._retried = attempt + 1, self._retried + 1
                 await self._pause(fault, attempt)
 
-    def _give_up(self, fault: _Passing) -> None:
+    def _give_up(self, fault: Passing) -> None:
         attempts = f" after {self.settings.retries + 1} attempts" if self.settings.retries else ""
         if fault.unreachable and not self._answered:
             raise EndpointUnusable(f"{self._url} cannot be reached{attempts} ({fault}): is it running?") from None
         raise RequestFailed(f"no reply{attempts}: {fault}") from None
 
-    async def _pause(self, fault: _Passing, attempt: int) -> None:
+    async def _pause(self, fault: Passing, attempt: int) -> None:
         """Waits as long as the server asks; else twice as long each time. Everyone waits for a server that asks."""
         if fault.after is None:
             await asyncio.sleep(
@@ -177,12 +184,12 @@ class Endpoint:
             self._answered += 1
         except (TimeoutError, openai.APITimeoutError):
             used = (reserved.prompt, reserved.reply)  # it may have been worked on, and be paid for
-            raise _Passing(f"no answer within {self.settings.timeout:g} s", unreachable=True) from None
+            raise Passing(f"no answer within {self.settings.timeout:g} s", unreachable=True) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             if type(cause).__name__ != "ConnectError":
                 used = (reserved.prompt, reserved.reply)
-            raise _Passing(self._say(cause), unreachable=type(cause).__name__ == "ConnectError") from None
+            raise Passing(self._say(cause), unreachable=type(cause).__name__ == "ConnectError") from None
         except openai.APIStatusError as error:
             raise self._fault(error, request) from None
         finally:
@@ -210,19 +217,21 @@ class Endpoint:
         """What an error status means: try again, try otherwise, or give up."""
         told = error.body.get("message") if isinstance(error.body, dict) else None
         said = f"{error.status_code} {self._say(told or error.message)}"
-        if error.status_code in _FATAL:
-            return EndpointUnusable(f"{self._url} {_FATAL[error.status_code]} ({said})")
+        if error.status_code in FATAL:
+            return EndpointUnusable(f"{self._url} {FATAL[error.status_code]} ({said})")
+        complaint = f"{error.code or ''} {error.type or ''} {error.param or ''} {said}".lower()
+        if is_too_long(error.status_code, complaint):
+            return PromptTooLong(said, self._cache_key(request))
         if error.status_code == 429 and error.code == "insufficient_quota":
             return EndpointUnusable(f"{self._url}: the account's quota is spent ({said})")
-        if error.status_code in _AGAIN or error.status_code >= 500:
-            return _Passing(said, after=_retry_after(error.response.headers))
-        complaint = f"{error.param or ''} {said}".lower()
+        if error.status_code in AGAIN or error.status_code >= 500:
+            return Passing(said, after=retry_after(error.response.headers))
         if request.format != "text" and any(word in complaint for word in _FORMAT_WORDS):
             self._refused_formats.add(request.format)
             if self._cache is not None:
                 self._cache.put(self._fact_key(request.format), {"refused": said})
             return FormatRefused(said)
-        return _Adapted() if self._adapt(complaint) else RequestFailed(f"the endpoint refuses the request: {said}")
+        return Adapted() if self._adapt(complaint) else RequestFailed(f"the endpoint refuses the request: {said}")
 
     def _adapt(self, complaint: str) -> bool:
         """Leaves out, or spells otherwise, what a server complains of. Whether there was something to change."""
@@ -244,40 +253,17 @@ class Endpoint:
     def _fact_key(self, format: Format) -> str:
         return key_of({"url": self._url, "model": self.settings.model, "refuses": format})
 
+    def _long_key(self, key: str) -> str:
+        return key_of({"too long": key})
+
     def _say(self, error: object) -> str:
         """An error in one short line that does not hold the key."""
         text = " ".join(str(error).split()) or type(error).__name__
         return (text if self._key == NO_KEY else text.replace(self._key, "***"))[:200]
 
 
-class _Adapted(Exception):
-    """The same request is to be sent again in another spelling."""
-
-
-class _Passing(Exception):
-    """A fault that may pass."""
-
-    def __init__(self, text: str, after: float | None = None, unreachable: bool = False) -> None:
-        super().__init__(text)
-        self.after, self.unreachable = after, unreachable
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, or `retry-after` as a number or a date."""
-    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * scale
-        except (KeyError, ValueError):
-            continue
-        return max(seconds, 0.0) if seconds == seconds else None
-    try:
-        return max(email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return None
-
-
 def _read_completion(body: str, reserved: Reservation) -> tuple[dict[str, Any], tuple[int, int]]:
-    """What a chat completion says, as the cache keeps it, and the tokens that it took. Raises _Passing for garbage."""
+    """What a chat completion says, as the cache keeps it, and the tokens that it took. Raises Passing for garbage."""
     try:
         data = json.loads(body)
         choice = data["choices"][0]
@@ -285,9 +271,9 @@ def _read_completion(body: str, reserved: Reservation) -> tuple[dict[str, Any], 
         content = {name: message.get(name) or "" for name in ("content", "refusal")}
         content["finish"] = str(choice.get("finish_reason") or "")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise _Passing(f"the reply is no chat completion: {' '.join(body[:80].split())!r}") from None
+        raise Passing(f"the reply is no chat completion: {' '.join(body[:80].split())!r}") from None
     if not all(isinstance(text, str) for text in content.values()):
-        raise _Passing("the reply is no chat completion: its content is not text")
+        raise Passing("the reply is no chat completion: its content is not text")
     usage = data.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     prompt, reply = (count if isinstance(count, int) and count >= 0 else None for count in counts)

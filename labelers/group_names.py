@@ -12,11 +12,12 @@ from graphs.label import LONGEST, Label
 from graphs.node import NodeId
 from graphs.pruned import Supernode
 from labelers.budget import BudgetSpent
-from labelers.endpoint import Endpoint, RequestFailed
+from labelers.endpoint import Endpoint
+from labelers.endpoint_faults import RequestFailed
 from labelers.foreign import LONGEST_TEXT
 from labelers.openai_settings import OpenAISettings
 from labelers.prompt import shown_names
-from labelers.reply import BadReply, Inquiry, ask, list_of, strict_object, text_of
+from labelers.reply import BadReply, Inquiry, ask_shorter, list_of, strict_object, text_of
 from labelers.reply_cache import ReplyCache
 from labelers.wiring import Wire, strongest
 
@@ -65,7 +66,8 @@ async def _named(
 
     async def one(place: int, group: Supernode) -> Supernode:
         try:
-            return await ask(endpoint, inquiry(group, wires, labels))
+            versions = (inquiry(group, wires, labels, edges) for edges in (_EDGES, _EDGES // 4, 0))
+            return (await ask_shorter(endpoint, versions))[0]
         except (RequestFailed, BudgetSpent) as error:
             failures[place] = str(error)
             return group
@@ -83,15 +85,17 @@ async def _named(
     )
 
 
-def inquiry(group: Supernode, wires: Sequence[Wire], labels: Mapping[NodeId, Label]) -> Inquiry[Supernode]:
-    """What is asked of a group, and how the reply is read."""
+def inquiry(
+    group: Supernode, wires: Sequence[Wire], labels: Mapping[NodeId, Label], edges: int = _EDGES
+) -> Inquiry[Supernode]:
+    """What is asked of a group, and how the reply is read. edges: that are shown of each side, at most."""
     members = set(group.nodes)
     into = [wire for wire in wires if wire.edge.target in members and wire.edge.source not in members]
     out = [wire for wire in wires if wire.edge.source in members and wire.edge.target not in members]
     data = {
         "members": [{"node": str(node), **shown_names(labels.get(node.at(None)))} for node in group.nodes],
-        "inputs": [_edge(wire, wire.edge.source, labels) for wire in strongest(into, _EDGES)],
-        "outputs": [_edge(wire, wire.edge.target, labels) for wire in strongest(out, _EDGES)],
+        "inputs": [_edge(wire, wire.edge.source, labels) for wire in strongest(into, edges)],
+        "outputs": [_edge(wire, wire.edge.target, labels) for wire in strongest(out, edges)],
     }
     names = [str(node) for node in group.nodes]
     strangers = {"type": "array", "items": {"type": "string", "enum": [*names, _NOBODY]}}

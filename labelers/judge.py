@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
-from labelers.endpoint import Endpoint, RequestFailed
+from labelers.endpoint import Endpoint
+from labelers.endpoint_faults import PromptTooLong, RequestFailed
 from labelers.openai_settings import OpenAISettings
 from labelers.questions import Question, Test, Window
 from labelers.reply import Inquiry, ask, one_of, strict_object
@@ -71,9 +73,7 @@ class LLMJudge:
 async def _all(endpoint: Endpoint, questions: Sequence[Question], bar: Any) -> list[Answers]:
     async def one(question: Question) -> Answers:
         try:
-            return await ask(endpoint, inquiry(question))
-        except RequestFailed:
-            return [None] * len(question.windows)
+            return await _answers(endpoint, question)
         finally:
             bar.update()
 
@@ -83,6 +83,23 @@ async def _all(endpoint: Endpoint, questions: Sequence[Question], bar: Any) -> l
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def _answers(endpoint: Endpoint, question: Question) -> Answers:
+    """What the model says. A question about each window that its context cannot hold is asked in two halves."""
+    try:
+        return await ask(endpoint, inquiry(question))
+    except PromptTooLong as fault:
+        middle = len(question.windows) // 2
+        if question.test == "intruder" or not middle:
+            return [None] * len(question.windows)
+        halves = [replace(question, windows=part) for part in (question.windows[:middle], question.windows[middle:])]
+        found = [answer for half in halves for answer in await _answers(endpoint, half)]
+        if any(answer is not None for answer in found):
+            endpoint.keep_too_long(fault)
+        return found
+    except RequestFailed:
+        return [None] * len(question.windows)
 
 
 def inquiry(question: Question) -> Inquiry[Answers]:

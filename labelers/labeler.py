@@ -39,6 +39,8 @@ class Labelling:
     """Why the wanted labeler has not named a node, in one line; hostile where a server said so."""
     usage: Mapping[str, float] = field(default_factory=dict)
     """What it cost: `requests`, `cached`, `tokens_in`, `tokens_out`, `usd`, `seconds`, where known."""
+    shortened: Mapping[NodeId, str] = field(default_factory=dict)
+    """Nodes of which less was shown than is known, because the model's context holds no more, and how much."""
 
 
 def label_all(labeler: Labeler, evidence: Iterable[Evidence]) -> Labelling:

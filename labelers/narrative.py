@@ -12,10 +12,11 @@ from typing import Any
 from graphs.escape import shorten
 from graphs.label import Label
 from graphs.node import BadName, NodeId
-from labelers.endpoint import Endpoint, RequestFailed
+from labelers.endpoint import Endpoint
+from labelers.endpoint_faults import RequestFailed
 from labelers.openai_settings import OpenAISettings
 from labelers.prompt import shown_names
-from labelers.reply import BadReply, Inquiry, ask, list_of, one_of, strict_object, text_of
+from labelers.reply import BadReply, Inquiry, ask_shorter, list_of, one_of, strict_object, text_of
 from labelers.reply_cache import ReplyCache
 from labelers.wiring import EFFECTS, Wire, ends, strongest
 
@@ -101,7 +102,9 @@ async def _narrate(
     cache = None if settings.cache is None else ReplyCache(settings.cache)
     try:
         async with Endpoint(settings, cache) as endpoint:
-            claims = await ask(endpoint, inquiry(wires, labels, about))
+            counts = (len(wires) // 2**step for step in range(8))
+            versions = (inquiry(wires[:count], labels, about) for count in counts if count > 1 or count == len(wires))
+            claims, _ = await ask_shorter(endpoint, versions)  # fewer edges, where the model's context holds no more
     finally:
         if cache is not None:
             cache.close()

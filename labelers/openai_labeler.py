@@ -14,12 +14,14 @@ from graphs.evidence import Evidence
 from graphs.label import LONGEST, ROLES, Expectation, Label
 from graphs.node import NodeId
 from labelers.budget import BudgetSpent, likely_tokens
-from labelers.endpoint import Endpoint, RequestFailed
+from labelers.endpoint import Endpoint
+from labelers.endpoint_faults import RequestFailed
 from labelers.labeler import Labeler, Labelling
 from labelers.openai_settings import OpenAISettings, Passes, Prices
 from labelers.prompt import SYSTEM, TASKS, Draft, View, citable, data_block, has_side, shown
-from labelers.reply import BadReply, Inquiry, ask, list_of, one_of, strict_object, text_of
+from labelers.reply import BadReply, Inquiry, ask_shorter, list_of, one_of, strict_object, text_of
 from labelers.reply_cache import ReplyCache
+from labelers.shorter import shorter_and_shorter, shown_share
 
 SENT = ("feature", "head", "mlp")
 """Kinds of nodes that are sent. Error nodes, tokens and logits never are: what they are is known."""
@@ -87,7 +89,8 @@ async def label_nodes_async(
     labels.update(run.labels)
     failures = {node: reason for node, reason in failures.items() if node not in labels} | run.failures
     failures = {node: failures[node] for node in evidence if node in failures}  # whatever the order of replies
-    return Labelling(labels, failures, endpoint.usage.as_numbers())
+    shortened = {node: run.shortened[node] for node in evidence if node in run.shortened}
+    return Labelling(labels, failures, endpoint.usage.as_numbers(), shortened)
 
 
 def forecast(evidence: Mapping[NodeId, Evidence], settings: OpenAISettings) -> Forecast:
@@ -210,6 +213,7 @@ class _Run:
         self.drafts: dict[NodeId, list[Draft]] = {}
         self.labels: dict[NodeId, Label] = {}
         self.failures: dict[NodeId, str] = {}
+        self.shortened: dict[NodeId, str] = {}
 
     async def passes(self, bar: Any) -> None:
         """Asks everything: the output side late to early, so that a node sees the names of what it feeds; the input side
@@ -242,13 +246,19 @@ class _Run:
 
     async def _ask(self, node: NodeId, view: View) -> Label | None:
         drafts = self.drafts.get(node, ())
-        question = node_question(self.evidence[node], view, self.names, self.endpoint.settings.model, drafts)
+        versions = list(shorter_and_shorter(self.evidence[node]))
+        model, names = self.endpoint.settings.model, self.names
         try:
-            return await ask(self.endpoint, question)
+            label, place = await ask_shorter(
+                self.endpoint, (node_question(version, view, names, model, drafts) for version in versions)
+            )
         except (RequestFailed, BudgetSpent) as error:
             if view in ("unify", "single"):
                 self.failures[node] = str(error)
             return None
+        if place:
+            self.shortened[node] = shown_share(versions[0], versions[place])
+        return label
 
     def _keep(self, node: NodeId, view: View, label: Label) -> None:
         if view in ("unify", "single"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from labelers.endpoint import Endpoint, Format, FormatRefused, Reply, Request, RequestFailed
+from labelers.endpoint import Endpoint, Format, Reply, Request
+from labelers.endpoint_faults import FormatRefused, PromptTooLong, RequestFailed
 from labelers.prompt import data_block
 
 Answer = TypeVar("Answer")
@@ -77,6 +78,24 @@ async def ask(endpoint: Endpoint, question: Inquiry[Answer]) -> Answer:
         return _read(await endpoint.reply(last), question.read)
     except (BadReply, FormatRefused) as error:
         raise RequestFailed(f"no reply of the right form, even repaired: {error}") from None
+
+
+async def ask_shorter(endpoint: Endpoint, versions: Iterable[Inquiry[Answer]]) -> tuple[Answer, int]:
+    """The answer to the first of several versions of a question that the model's context can hold, and its place.
+
+    versions: the whole first, then with less and less data. Raises PromptTooLong where none fits, and what `ask` raises.
+    """
+    refused: list[PromptTooLong] = []
+    for place, question in enumerate(versions):
+        try:
+            answer = await ask(endpoint, question)
+        except PromptTooLong as fault:
+            refused.append(fault)
+            continue
+        for fault in refused:
+            endpoint.keep_too_long(fault)
+        return answer, place
+    raise refused[-1]
 
 
 def _request(question: Inquiry[Any], format: Format, limit: int) -> Request:

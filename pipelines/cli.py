@@ -208,7 +208,7 @@ def _label(options: argparse.Namespace) -> None:
         print(dry_run(options.run, request))
         return
     done = label_run(options.run, request)
-    print(label_summary(done.labels, done.failures, done.usage))
+    print(label_summary(done.labels, done.failures, done.usage, done.shortened))
     for path in done.written:
         print(f"wrote {path}")
 

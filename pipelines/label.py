@@ -48,6 +48,8 @@ class Labelled:
     """Nodes that the wanted labeler failed at; they carry the rules' label. Hostile."""
     usage: Mapping[str, float]
     """What it cost."""
+    shortened: Mapping[NodeId, str]
+    """Nodes of which the language model was shown less than is known, for its context holds no more."""
     written: tuple[Path, ...]
     """Files."""
 
@@ -89,12 +91,14 @@ def label_store(store: RunStore, request: LabelRequest, clock: Clock) -> Labelle
         facts: dict[str, Any] = {"labeler": request.labeler}
         if found.failures:
             facts["failures"] = {str(node): reason for node, reason in found.failures.items()}
+        if found.shortened:
+            facts["shortened"] = {str(node): what for node, what in found.shortened.items()}
         if found.usage:
             facts["usage"] = dict(found.usage)
         path = write_labels(store, found.labels, facts)
     store.note(clock.seconds)
     store.finish("labels", None)
-    return Labelled(store, found.labels, found.failures, found.usage, (path,))
+    return Labelled(store, found.labels, found.failures, found.usage, found.shortened, (path,))
 
 
 def collect(store: RunStore, request: LabelRequest) -> dict[NodeId, Evidence]:

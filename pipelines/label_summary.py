@@ -19,6 +19,7 @@ def label_summary(
     labels: Mapping[NodeId, Label],
     failures: Mapping[NodeId, str] | None = None,
     usage: Mapping[str, float] | None = None,
+    shortened: Mapping[NodeId, str] | None = None,
 ) -> str:
     """A row for every node (the first few of many), then what there is in all."""
     shown = [label for label in labels.values() if label.rule != "kind" or label.node.kind == "error"]
@@ -31,7 +32,7 @@ def label_summary(
     lines = [*table(rows, left=3)]
     if len(shown) > _ROWS:
         lines.append(f"... and {len(shown) - _ROWS:,} more in labels.json")
-    return "\n".join([*lines, "", *_totals(shown, failures or {}, usage or {})])
+    return "\n".join([*lines, "", *_totals(shown, failures or {}, usage or {}, shortened or {})])
 
 
 def _causal(label: Label) -> str:
@@ -43,7 +44,12 @@ def _causal(label: Label) -> str:
     return f"{wanted.change}: {wanted.direction}, {wanted.measured:+.0%} ({'passed' if wanted.passed else 'failed'})"
 
 
-def _totals(shown: list[Label], failures: Mapping[NodeId, str], usage: Mapping[str, float]) -> list[str]:
+def _totals(
+    shown: list[Label],
+    failures: Mapping[NodeId, str],
+    usage: Mapping[str, float],
+    shortened: Mapping[NodeId, str],
+) -> list[str]:
     named = [label for label in shown if not label.abstain]
     lines = [f"{len(named)} of {len(shown)} nodes named, {len(shown) - len(named)} unclear"]
     found = [label.scores["detection"] for label in shown if "detection" in label.scores]
@@ -58,6 +64,9 @@ def _totals(shown: list[Label], failures: Mapping[NodeId, str], usage: Mapping[s
     if failures:
         node, reason = next(iter(failures.items()))
         lines.append(f"{len(failures)} failed and keep the rules' name, such as {node}: {_clean(reason)[:120]}")
+    if shortened:
+        node, what = next(iter(shortened.items()))
+        lines.append(f"{len(shortened)} did not fit into the model's context, such as {node}: {what}")
     if usage:
         lines.append(", ".join(f"{name} {value:,.6g}" for name, value in usage.items()))
     return lines

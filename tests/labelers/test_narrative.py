@@ -10,7 +10,7 @@ import pytest
 
 from graphs.label import Label
 from graphs.node import EdgeId, NodeId
-from labelers.endpoint import RequestFailed
+from labelers.endpoint_faults import RequestFailed
 from labelers.narrative import Claim, check_claims, narrate, narrative_json, plain_narrative
 from labelers.openai_settings import OpenAISettings
 from labelers.wiring import Wire

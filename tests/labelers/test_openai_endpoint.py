@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from labelers.budget import Budget, BudgetSpent, likely_tokens, most_tokens
-from labelers.endpoint import Endpoint, EndpointUnusable, FormatRefused, Reply, Request, RequestFailed
+from labelers.endpoint import Endpoint, Reply, Request
+from labelers.endpoint_faults import EndpointUnusable, FormatRefused, RequestFailed
 from labelers.openai_settings import NO_KEY, OpenAISettings, Prices
 from labelers.reply_cache import BadCache, ReplyCache, key_of
 from tests.labelers.faulty_server import Answer, Seen, completion, failure, faulty_server

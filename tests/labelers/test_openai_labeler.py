@@ -12,7 +12,7 @@ import pytest
 from graphs.evidence import AttentionPair, CausalEffect, Context, Evidence, HeadEvidence, Neighbour, TokenEffect
 from graphs.label import Label
 from graphs.node import NodeId
-from labelers.endpoint import EndpointUnusable
+from labelers.endpoint_faults import EndpointUnusable
 from labelers.labeler import Labelling
 from labelers.openai_labeler import forecast, label_nodes
 from labelers.openai_settings import OpenAISettings, Prices
