@@ -37,15 +37,34 @@ def plan_run(
     other features' (a norm behind the MLP).
     """
     possible = torch.from_numpy(topology.possible)
+    if every_slot:
+        return own_inputs(possible)
+    kept, dropped = kept_and_dropped(possible, keep)
+    silent, active = settle(topology, kept, still, coupled)
+    return sort_slots(kept, dropped, silent, kept & active[:, None], dropped & active[:, None])
+
+
+def own_inputs(possible: Bool[Tensor, "src dst"]) -> Plan:
+    """The plan in which every slot reads a mixture of all its sources."""
+    none = torch.zeros(possible.shape[1], dtype=torch.bool)
+    return Plan(none, none.clone(), none.clone(), possible, 0)
+
+
+def kept_and_dropped(
+    possible: Bool[Tensor, "src dst"], keep: Float[Tensor, "mask src dst"]
+) -> tuple[Bool[Tensor, "src dst"], Bool[Tensor, "src dst"]]:
+    """Edges that some mask keeps (in part), and edges that some mask drops (in part)."""
     mask = keep.detach().to("cpu")
-    kept = (mask != 0).any(0) & possible
-    dropped = (mask != 1).any(0) & possible
-    sources, targets = possible.shape
+    return (mask != 0).any(0) & possible, (mask != 1).any(0) & possible
+
+
+def settle(
+    topology: Topology, kept: Bool[Tensor, "src dst"], still: bool, coupled: bool
+) -> tuple[Bool[Tensor, " dst"], Bool[Tensor, " src"]]:
+    """Slots that repeat the ablated run, and sources that can differ from their ablated value."""
+    sources, targets = kept.shape
     silent = torch.zeros(targets, dtype=torch.bool)
     active = torch.ones(sources, dtype=torch.bool)
-    if every_slot:
-        none = silent.clone()
-        return Plan(none, silent, none, possible, 0)
     if still:
         # Targets stand in the order of reading: one sweep settles which sources can differ at all, each at its last slot.
         settled: dict[int, list[tuple[int, list[int]]]] = {}
@@ -55,13 +74,23 @@ def plan_run(
             silent[target] = not bool((kept[:, target] & active).any())
             for source, slots in settled.get(target, ()):
                 active[source] = not bool(silent[slots].all())
+    return silent, active
+
+
+def sort_slots(
+    kept: Bool[Tensor, "src dst"],
+    dropped: Bool[Tensor, "src dst"],
+    silent: Bool[Tensor, " dst"],
+    kept_active: Bool[Tensor, "src dst"],
+    dropped_active: Bool[Tensor, "src dst"],
+) -> Plan:
+    """The plan. The last two: of the edges kept and dropped those whose source can differ."""
     shared = ~dropped.any(0) & ~silent
     mixed = ~shared & ~silent
-    kept, dropped = kept & active[:, None], dropped & active[:, None]
-    subtract = mixed & (dropped.sum(0) < kept.sum(0))
-    used = torch.where(subtract, dropped, kept) & mixed
+    subtract = mixed & (dropped_active.sum(0) < kept_active.sum(0))
+    used = torch.where(subtract, dropped_active, kept_active) & mixed
     changed = (~shared).nonzero()
-    return Plan(shared, silent, subtract, used, int(changed[0]) if len(changed) else targets - 1)
+    return Plan(shared, silent, subtract, used, int(changed[0]) if len(changed) else kept.shape[1] - 1)
 
 
 def _fed_by(topology: Topology, coupled: bool) -> dict[int, list[int]]:

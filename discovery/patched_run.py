@@ -20,7 +20,7 @@ from torch import Tensor
 from discovery.baseline import Baseline, project_stream, scaled_mix
 from discovery.blocks import Block, Projected
 from discovery.contraction import SourceDifferences, head_writers
-from discovery.patch_plan import plan_run
+from discovery.patch_plan import Plan, plan_run
 from discovery.recording import Activations, Sequences, copy_cache, override, replay
 from discovery.source_mixture import SourceMixture
 from graphs.node import PORTS, NodeId, Port, Slot
@@ -68,15 +68,21 @@ class PatchedRun:
         self._rows, self._width, self._d_model = recorded.baseline.entry.shape
         self._masks = keep.shape[0]
         self._gradients = keep.requires_grad
-        coupled = any(block.coupled for block in blocks)
-        self._plan = plan_run(topology, keep, recorded.baseline.still, every_slot or self._gradients, coupled)
+        self._coupled = any(block.coupled for block in blocks)
+        self._plan = self._make_plan(keep, every_slot or self._gradients)
         self._needed: list[bool] = self._plan.used.any(1).tolist()
         entry = recorded.baseline.entry
-        self._mixture = SourceMixture(keep.to(device=entry.device, dtype=self._dtype), self._plan, entry)
+        self._mixture = self._make_mixture(keep.to(device=entry.device, dtype=self._dtype), entry)
         self._observe = observe
         self._cache = copy_cache(recorded.sequences.cache, self._masks)
         self._start = self._find_start()
         self._streaming = bool((self._plan.shared | self._plan.subtract)[self._first_column() :].any())
+
+    def _make_plan(self, keep: Tensor, every_slot: bool) -> Plan:
+        return plan_run(self._topology, keep, self._baseline.still, every_slot, self._coupled)
+
+    def _make_mixture(self, keep: Tensor, like: Tensor) -> SourceMixture:
+        return SourceMixture(keep, self._plan, like)
 
     def _ports(self, block: Block) -> dict[Port, range]:
         """Columns of a block's q, k and v slots."""
@@ -200,13 +206,17 @@ class PatchedRun:
             assert stream is not None
             mix = self._repeat(self._silent_mix(block))
         else:
-            mix = self._call_attention(block, self._project(block, ports, stream))
+            mix = self._mix(block, ports, stream)
         write = total = None
         if stream is not None or block.post_attention_norm is not None:
             write, total = self._attention_write(block, mix)
         if heads:
             self._record_heads(block, mix, total, heads)
         return None if stream is None or write is None else stream.to(write.device) + write
+
+    def _mix(self, block: Block, ports: dict[Port, range], stream: Tensor | None) -> Tensor:
+        """The heads' mixed values at what their slots read."""
+        return self._call_attention(block, self._project(block, ports, stream))
 
     def _silent_mix(self, block: Block) -> Tensor:
         """The ablated run's mix, unscaled: recomputed from its slots, since only scaled mixes are kept."""
@@ -274,7 +284,7 @@ class PatchedRun:
         repeats = self._masks if masks is None else masks
         raws = [raw.contiguous() for raw in block.join(projected)]
         hidden = raws[0].new_zeros(()).expand(repeats * self._rows, self._width, self._d_model)
-        cache = self._cache if masks is None else copy_cache(self._recorded.sequences.cache)
+        cache = copy_cache(self._cache if masks is None else self._recorded.sequences.cache)
         args, kwargs = replay(self._recorded.clean.calls[block.index], hidden, cache, self._rows)
         with contextlib.ExitStack() as stack:
             for module, raw in zip(block.projections, raws, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discovery.patch_plan import Plan
@@ -96,20 +96,43 @@ class SourceMixture:
             known = known.unflatten(1, shape)[:, reads[0], reads[1]].flatten(1)
             fresh = None if fresh is None else fresh.unflatten(2, shape)[:, :, reads[0], reads[1]].flatten(2)
             shape = (len(reads[0]), shape[-1])
-        weight = self._weights(slots, subtract)
+        return self._products(slots, subtract, known, fresh, stream is not None, reads).unflatten(2, shape)
+
+    def _products(
+        self,
+        slots: list[int],
+        subtract: Bool[Tensor, " slot"],
+        known: Float[Tensor, "known value"],
+        fresh: Float[Tensor, "mask fresh value"] | None,
+        streaming: bool,
+        reads: Reads | None,
+    ) -> Float[Tensor, "mask slot value"]:
+        """Masks times values at all places. streaming: row 0 of the fresh values is the stream."""
+        return self._product(self._weights(self._keep, slots, subtract), subtract, known, fresh, streaming)
+
+    def _product(
+        self,
+        weight: Float[Tensor, "mask slot src"],
+        subtract: Bool[Tensor, " slot"],
+        known: Float[Tensor, "known value"],
+        fresh: Float[Tensor, "mask fresh value"] | None,
+        streaming: bool,
+    ) -> Float[Tensor, "mask slot value"]:
         on_base = (~subtract).to(weight.dtype)[:, None].expand(self._masks, -1, 1)
         mixed = torch.matmul(torch.cat([on_base, weight[:, :, self._known]], 2).flatten(0, 1), known)
-        mixed = mixed.unflatten(0, (self._masks, len(slots)))
-        if fresh is not None:
-            own = weight[:, :, self._fresh]
-            if stream is not None:
-                own = torch.cat([subtract.to(weight.dtype)[:, None].expand(self._masks, -1, 1), own], 2)
-            mixed = torch.baddbmm(mixed, own, fresh) if self._gradients else mixed.baddbmm_(own, fresh)
-        return mixed.unflatten(2, shape)
+        mixed = mixed.unflatten(0, (self._masks, len(subtract)))
+        if fresh is None:
+            return mixed
+        own = weight[:, :, self._fresh]
+        if streaming:
+            own = torch.cat([subtract.to(weight.dtype)[:, None].expand(self._masks, -1, 1), own], 2)
+        return torch.baddbmm(mixed, own, fresh) if self._gradients else mixed.baddbmm_(own, fresh)
 
-    def _weights(self, slots: list[int], subtract: Tensor) -> Float[Tensor, "mask slot src"]:
+    def _weights(
+        self, keep: Float[Tensor, "mask src dst"], slots: list[int], subtract: Tensor
+    ) -> Float[Tensor, "mask slot src"]:
         """Factor of every source difference: keep, or keep - 1 where dropped sources are taken off the stream."""
-        keep = self._keep[:, :, slots]
+        keep = keep[:, :, slots]
         used = self._plan.used[:, slots].to(keep.device)
         weight = torch.where(used, torch.where(subtract, keep - 1, keep), torch.zeros((), dtype=keep.dtype))
         return weight.transpose(1, 2)
