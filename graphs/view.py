@@ -35,6 +35,8 @@ class CircuitView:
     in files."""
     metric: str = ""
     """The metric's name: the unit of the scores."""
+    d_model: int | None = None
+    """Width of the model's residual stream, for formats that state it."""
 
     @cached_property
     def drawn(self) -> Circuit:

@@ -84,6 +84,13 @@ def _export(options: argparse.Namespace) -> None:
             print(f"wrote {path}")
 
 
+def _mib(options: argparse.Namespace) -> None:
+    from pipelines.mib import submit
+
+    for path in submit(options.runs, Path(options.out), options.form, options.file, options.folder, options.by):
+        print(f"wrote {path}")
+
+
 def _validate(options: argparse.Namespace) -> None:
     from pipelines.validate import validate_task
 
@@ -259,6 +266,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "discover": _discover,
     "evaluate": _evaluate,
     "export": _export,
+    "mib": _mib,
     "validate": _validate,
     "patch": _patch,
     "intervene": _intervene,

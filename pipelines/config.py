@@ -59,6 +59,8 @@ class MethodConfig:
     """A method of `edgewise list methods`."""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own options; they stand beside `name` in the file: `[method] name = "eap-ig"`, `steps = 5`."""
+    file: str | None = None
+    """Take the scores from this graph file of EAP-IG (.json, .pt) instead: another tool's circuit, judged here."""
 
 
 @dataclass(frozen=True)

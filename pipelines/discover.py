@@ -126,7 +126,8 @@ def default_directory(config: RunConfig, label: str | None = None) -> Path:
     """runs/<task>-<label>-<hash of the settings>: the same settings find their run again. label: default the method."""
     source = config.task.source
     task = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem if Path(source).suffix else source).strip("-") or "task"
-    return Path("runs") / f"{task[:40]}-{label or config.method.name}-{hash_settings(settings_of(config))}"
+    label = label or (config.method.name if config.method.file is None else "file")
+    return Path("runs") / f"{task[:40]}-{label}-{hash_settings(settings_of(config))}"
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -184,14 +185,18 @@ def take_choice(store: RunStore, inputs: Inputs) -> None:
 
 
 def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
+    from discovery.foreign_scores import read_scores
     from discovery.methods import method
 
     if store.finished("scores"):
         return store.read_scores(inputs.model.topology)
-    line = method(config.method.name)
+    line, file = method(config.method.name), config.method.file
     with inputs.clock.time("scores"):
-        scores = line.load().score(inputs.model, inputs.train, line.options(config.method.options))
-    if line.gradients and config.transcoders.recheck:
+        if file is None:
+            scores = line.load().score(inputs.model, inputs.train, line.options(config.method.options))
+        else:
+            scores = read_scores(Path(file), inputs.model.topology)
+    if file is None and line.gradients and config.transcoders.recheck:
         scores = _recheck(config, inputs, store, scores)
     store.write_scores(scores, config.task.source)
     _finish(store, inputs, "scores")
@@ -317,9 +322,19 @@ def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> Circu
     own = evaluation.get("circuit", {})
     numbers = {key: own.get(key) for key in ("faithfulness", "low", "high", "completeness") if key in own}
     numbers |= {key: evaluation[key] for key in ("cmd", "cpr", "cmd_log", "auroc") if evaluation.get(key) is not None}
-    method = run["config"]["method"]["name"]
+    method = run["config"]["method"]["name"] if circuit.scores is None else circuit.scores.method
     title = f"{run['task']['name']} in {run['model']['name']} ({method})"
-    return CircuitView(circuit, title, label_texts(store), numbers, run["task"]["metric"])
+    return CircuitView(circuit, title, label_texts(store), numbers, run["task"]["metric"], run["model"].get("d_model"))
+
+
+def stored_view(store: RunStore) -> CircuitView:
+    """What exporters are given of a finished circuit: with the scores of all edges, and its evaluation if there is one."""
+    from graphs.exporters.circuit_json import read_circuit
+
+    circuit = read_circuit(store.path(CIRCUIT).read_bytes())
+    if store.finished("scores"):
+        circuit = dataclasses.replace(circuit, scores=store.read_scores(circuit.topology))
+    return view(store, circuit, store.read_json(EVALUATION) if store.finished("evaluation") else {})
 
 
 def export_run(store: RunStore, formats: tuple[str, ...], clock: Clock | None = None) -> list[Path]:
@@ -329,7 +344,6 @@ def export_run(store: RunStore, formats: tuple[str, ...], clock: Clock | None = 
     make (after writing the others).
     """
     from graphs.exporters import EXPORTERS
-    from graphs.exporters.circuit_json import read_circuit
     from graphs.view import ExporterUnavailable
 
     check_formats(formats)
@@ -337,8 +351,7 @@ def export_run(store: RunStore, formats: tuple[str, ...], clock: Clock | None = 
         raise RunConflict(f"{store.directory} has no circuit yet: finish the run with edgewise discover first")
     clock, missing, pictures = clock or Clock(), None, []
     with clock.time("exports"):
-        circuit = read_circuit(store.path(CIRCUIT).read_bytes())
-        shown = view(store, circuit, store.read_json(EVALUATION) if store.finished("evaluation") else {})
+        shown = stored_view(store)
         for name in formats:
             try:
                 content = EXPORTERS[name](shown)

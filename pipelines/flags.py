@@ -45,6 +45,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--recheck", ("transcoders", "recheck"), "score edges of features that gradients misjudge by real runs"),
     Flag("--recheck-tolerance", ("transcoders", "tolerance"), "how far the two may differ (default: 0.5)", "P"),
     Flag("--method", ("method", "name"), "how edges are scored (default: eap-ig; see edgewise list methods)", "X"),
+    Flag("--scores", ("method", "file"), "take the scores from an EAP-IG graph file (.json, .pt) instead", "FILE"),
     Flag("--ablation", ("ablation",), "what a dropped edge carries"),
     Flag("--edges", ("selection", "edges"), "circuit of N edges", "N"),
     Flag("--size", ("selection", "size"), "circuit of this share of the possible edges, such as 0.05", "P"),

@@ -100,7 +100,12 @@ class Inputs:
             "task": hash_pairs((*self.task.pairs, *self.task.held_out)),
             "ground_truth": None if truth is None else hash_file(Path(truth)),
             **self._transcoder_hashes(),
+            **self._scores_hash(),
         }
+
+    def _scores_hash(self) -> dict[str, Any]:
+        file = self.config.method.file
+        return {} if file is None else {"scores": hash_file(Path(file))}
 
     def _transcoder_hashes(self) -> dict[str, Any]:
         name = self.config.transcoders.name
@@ -211,7 +216,10 @@ class Inputs:
     def describe_model(self) -> dict[str, Any]:
         """What run.json says of the model."""
         topology, device = self.model.topology, str(self.model.device)
-        return {"name": model_title(self.config.model), "edges": topology.edge_count, "device": device}
+        width = self.model.config.get_text_config().hidden_size
+        return {
+            "name": model_title(self.config.model), "edges": topology.edge_count, "d_model": width, "device": device
+        }  # fmt: skip
 
     def describe_features(self) -> dict[str, Any]:
         """What run.json says of the features that are nodes."""

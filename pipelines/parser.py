@@ -137,6 +137,18 @@ def _add_export(commands: argparse._SubParsersAction, name: str) -> None:
     )
 
 
+def _add_mib(commands: argparse._SubParsersAction, name: str) -> None:
+    parser = _command(commands, name, "write stored runs as a submission to the MIB benchmark's circuit track")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories of edgewise discover --kv-heads query")
+    parser.add_argument("--out", required=True, metavar="DIR", help="gets a folder <task>_<model> for each run")
+    parser.add_argument(
+        "--form", choices=("scores", "circuits"), default="scores", help="one file of scores, or nine circuits"
+    )
+    parser.add_argument("--file", choices=("json", "pt"), default="json", help="EAP-IG's graph as JSON or .pt")
+    parser.add_argument("--as", dest="folder", metavar="NAME", help="the folder's name, such as ioi_gpt2")
+    parser.add_argument("--by", choices=("absolute", "signed"), default="absolute", help="what circuits are cut by")
+
+
 def _add_validate(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "say which prompts do not fit, and how well the model does the task")
     parser.add_argument("task", metavar="TASK", help="built-in task, file or dataset name")
@@ -222,6 +234,7 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "discover": _add_discover,
     "evaluate": _add_evaluate,
     "export": _add_export,
+    "mib": _add_mib,
     "validate": _add_validate,
     "patch": _add_patch,
     "intervene": _add_intervene,

@@ -42,6 +42,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "feature_steps": ("transcoders", "steps"),
     "recheck": ("transcoders", "recheck"),
     "recheck_tolerance": ("transcoders", "tolerance"),
+    "scores": ("method", "file"),
     "edges": ("selection", "edges"),
     "size": ("selection", "size"),
     "threshold": ("selection", "threshold"),
@@ -273,7 +274,8 @@ def from_assignments(assignments: list[str]) -> Settings:
 def to_toml(config: RunConfig) -> str:
     """A TOML file that `from_file` reads back as the same configuration. Settings that are None are left out."""
     tables = dataclasses.asdict(config)
-    tables["method"] = {"name": tables["method"]["name"], **tables["method"]["options"]}
+    options = tables["method"].pop("options")
+    tables["method"] |= options
     scalars = {key: value for key, value in tables.items() if not isinstance(value, dict)}
     lines = _lines(scalars)
     for name, table in tables.items():

@@ -39,6 +39,9 @@ EXPORTERS: dict[str, Exporter[CircuitView]] = {
     "graphml": Exporter(
         "graphs.exporters.graphml", "export_graphml", ".graphml", "for yEd, Gephi, Cytoscape, networkx"
     ),
+    "eap-ig": Exporter(
+        "graphs.exporters.eap_ig", "export_eap_ig", ".eap-ig.json", "graph file of EAP-IG and MIB; read back"
+    ),
     "png": Exporter(
         "graphs.exporters.graphviz_image", "export_png", ".png", "picture laid out by Graphviz (needs dot)"
     ),

@@ -77,7 +77,7 @@ def read_view(text: str | bytes) -> CircuitView:
     try:
         topology = _topology(data["topology"])
         circuit = _circuit(topology, data["edges"], data["method"], data["dtype"])
-        texts = {key: _text(data[key], key) for key in ("title", "metric")}
+        title, metric = (_text(data[key], key) for key in ("title", "metric"))
         labels = {name: _text(label, f"labels: {name}") for name, label in data["labels"].items()}
         numbers = data["evaluation"].items()
         evaluation = {key: None if value is None else _number_of(value, f"evaluation: {key}") for key, value in numbers}
@@ -85,7 +85,7 @@ def read_view(text: str | bytes) -> CircuitView:
         raise BadCircuitFile(f"circuit file: {error.args[0]}") from None
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise BadCircuitFile(f"circuit file: {error}") from None
-    return CircuitView(circuit, labels=labels, evaluation=evaluation, **texts)
+    return CircuitView(circuit, title, labels, evaluation, metric)
 
 
 def describe_topology(topology: Topology) -> dict[str, Any]:
