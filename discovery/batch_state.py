@@ -10,7 +10,7 @@ from torch import Tensor
 from discovery.ablation import Ablation
 from discovery.baseline import Baseline
 from discovery.batch import Batch
-from discovery.patched_run import Recorded
+from discovery.block_run import Recorded
 from discovery.recording import Sequences
 
 

@@ -16,12 +16,13 @@ from discovery.architectures import architecture_of
 from discovery.baseline import Baseline, constant_baseline, differences, recorded_baseline
 from discovery.batch import Batch
 from discovery.batch_state import BatchState, shared_columns, sum_rows
+from discovery.block_run import Recorded
 from discovery.blocks import Block, Norm, find_blocks
 from discovery.contraction import SlotGradients, contract
 from discovery.feature_layer import NO_FEATURES, FeatureLayers
 from discovery.metrics import Metric
 from discovery.model import Point
-from discovery.patched_run import Observer, PatchedRun, Recorded
+from discovery.patched_run import Observer, PatchedRun
 from discovery.recording import Activations, Sequences, projections_widened, record_pass, session
 from graphs.topology import Topology, transformer_topology
 

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from discovery.block_run import Recorded
 from discovery.component_model import ComponentModel
 from discovery.feature_layer import check_fit, feature_layer
 from discovery.feature_run import FeatureRun
-from discovery.patched_run import Observer, Recorded
+from discovery.patched_run import Observer
 from discovery.transcoder import TranscoderSet
 from graphs.topology import Topology, transformer_topology, without_heads
 

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from discovery.block_run import Recorded
 from discovery.blocks import Block
 from discovery.feature_layer import FeatureLayer, FeatureLayers
-from discovery.patched_run import Observer, PatchedRun, Recorded
+from discovery.patched_run import Observer, PatchedRun
 from graphs.node import NodeId, Slot
 from graphs.topology import Topology
 

@@ -9,45 +9,24 @@ edge are taken from the recorded clean run.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from discovery.baseline import Baseline, project_stream, scaled_mix
+from discovery.baseline import project_stream, scaled_mix
+from discovery.block_run import BlockRun, Recorded
 from discovery.blocks import Block, Projected
-from discovery.contraction import SourceDifferences, head_writers
 from discovery.patch_plan import Plan, plan_run
-from discovery.recording import Activations, Sequences, copy_cache, override, replay
 from discovery.source_mixture import SourceMixture
-from graphs.node import PORTS, NodeId, Port, Slot
+from graphs.node import Port
 from graphs.topology import Topology
 
 Observer = Callable[[str, Tensor], None]
 
 
-@dataclass(frozen=True, eq=False)
-class Recorded:
-    """What is known of a batch before any mask: the clean run, the ablated values, and how to call attention again."""
-
-    sequences: Sequences
-    """The clean prompts from the first differing column on."""
-    clean: Activations
-    """Recorded clean pass."""
-    baseline: Baseline
-    """Ablated values and their stream."""
-    differences: SourceDifferences
-    """Clean less ablated values."""
-    read_rows: Int[Tensor, " read"]
-    """Rows of the reads."""
-    read_columns: Int[Tensor, " read"]
-    """Columns of the reads, from the first differing column on."""
-
-
-class PatchedRun:
+class PatchedRun(BlockRun):
     """A run under masks. Made for one call; see `final_stream`."""
 
     def __init__(
@@ -60,13 +39,7 @@ class PatchedRun:
         every_slot: bool = False,
         observe: Observer | None = None,
     ) -> None:
-        self._blocks = blocks
-        self._topology = topology
-        self._recorded = recorded
-        self._baseline = recorded.baseline
-        self._dtype = recorded.baseline.entry.dtype
-        self._rows, self._width, self._d_model = recorded.baseline.entry.shape
-        self._masks = keep.shape[0]
+        super().__init__(blocks, topology, recorded, keep.shape[0])
         self._gradients = keep.requires_grad
         self._coupled = any(block.coupled for block in blocks)
         self._plan = self._make_plan(keep, every_slot or self._gradients)
@@ -74,7 +47,6 @@ class PatchedRun:
         entry = recorded.baseline.entry
         self._mixture = self._make_mixture(keep.to(device=entry.device, dtype=self._dtype), entry)
         self._observe = observe
-        self._cache = copy_cache(recorded.sequences.cache, self._masks)
         self._start = self._find_start()
         self._streaming = bool((self._plan.shared | self._plan.subtract)[self._first_column() :].any())
 
@@ -83,22 +55,6 @@ class PatchedRun:
 
     def _make_mixture(self, keep: Tensor, like: Tensor) -> SourceMixture:
         return SourceMixture(keep, self._plan, like)
-
-    def _ports(self, block: Block) -> dict[Port, range]:
-        """Columns of a block's q, k and v slots."""
-        ports: dict[Port, range] = {}
-        for port, count in zip(PORTS, (block.heads, block.kv_slots, block.kv_slots), strict=True):
-            start = self._topology.target_index[Slot(NodeId("head", block.index, 0), port)]
-            ports[port] = range(start, start + count)
-        return ports
-
-    def _mlp_columns(self, block: Block) -> range:
-        """Columns of what stands for a block's MLP."""
-        start = self._topology.target_index[Slot(NodeId("mlp", block.index))]
-        return range(start, start + 1)
-
-    def _first_source(self, block: Block) -> int:
-        return self._topology.source_index[NodeId("head", block.index, 0)]
 
     def _needed_heads(self, block: Block) -> list[int]:
         """Heads whose difference a mixed slot needs."""
@@ -168,17 +124,6 @@ class PatchedRun:
         source = self._first_source(block) + block.heads
         return {source: self._recorded.differences.mlps[block.index]} if self._needed[source] else {}
 
-    @staticmethod
-    def _write_heads(block: Block, mix: Float[Tensor, "row pos head d_head"], heads: list[int]) -> Tensor:
-        """What some heads add to the stream: [head row*pos d_model]."""
-        writers = head_writers(block, mix.dtype)
-        chosen = mix if len(heads) == block.heads else mix[:, :, heads]
-        writers = writers if len(heads) == block.heads else writers[heads]
-        return torch.bmm(chosen.permute(2, 0, 1, 3).flatten(1, 2).to(writers.device), writers)
-
-    def _at_reads(self, values: Float[Tensor, "*lead row pos d_model"]) -> Float[Tensor, "*lead read d_model"]:
-        return values[..., self._recorded.read_rows, self._recorded.read_columns, :]
-
     def _run_block(self, block: Block, stream: Tensor | None, skip_attention: bool) -> Tensor | None:
         before = stream
         if skip_attention:
@@ -189,13 +134,6 @@ class PatchedRun:
 
     def _clean_attention(self, block: Block) -> Tensor:
         return self._repeat(self._attention_write(block, self._recorded.clean.mix[block.index].detach())[0])
-
-    def _attention_write(self, block: Block, mix: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the whole attention adds to the stream, and the sum that a post-norm reads."""
-        total = block.output(mix)
-        if block.post_attention_norm is None:
-            return total.to(self._dtype), None
-        return block.post_attention_norm(total).to(self._dtype), total
 
     def _run_attention(self, block: Block, stream: Tensor | None) -> Tensor | None:
         ports, heads = self._ports(block), self._needed_heads(block)
@@ -266,32 +204,6 @@ class PatchedRun:
             parts.append(out)
         return Projected(*parts)
 
-    def _project_own(
-        self, block: Block, port: Port, normed: Float[Tensor, "mask slot row pos d_model"], local: list[int]
-    ) -> Float[Tensor, "rows pos slot d_head"]:
-        weight, bias = block.weight(port), block.bias(port)
-        if len(local) != weight.shape[0]:
-            weight = weight[local]
-            bias = None if bias is None else bias[local]
-        flat = normed.transpose(0, 1).flatten(1, 3).to(device=weight.device, dtype=weight.dtype)
-        out = torch.bmm(flat, weight.transpose(1, 2))
-        if bias is not None:
-            out = out + bias.unsqueeze(1)
-        return out.unflatten(1, (self._masks * self._rows, self._width)).permute(1, 2, 0, 3)
-
-    def _call_attention(self, block: Block, projected: Projected, masks: int | None = None) -> Tensor:
-        """The library's own attention on given slots, stopped before the output projection."""
-        repeats = self._masks if masks is None else masks
-        raws = [raw.contiguous() for raw in block.join(projected)]
-        hidden = raws[0].new_zeros(()).expand(repeats * self._rows, self._width, self._d_model)
-        cache = copy_cache(self._cache if masks is None else self._recorded.sequences.cache)
-        args, kwargs = replay(self._recorded.clean.calls[block.index], hidden, cache, self._rows)
-        with contextlib.ExitStack() as stack:
-            for module, raw in zip(block.projections, raws, strict=True):
-                override(module, "forward", lambda _hidden, raw=raw: raw, stack)
-            override(block.output, "forward", lambda mix: mix, stack)
-            return block.attention(*args, **kwargs)[0]
-
     def _run_mlp(self, block: Block, stream: Tensor | None, after: Tensor | None) -> Tensor | None:
         column = self._mlp_columns(block).start
         source = self._first_source(block) + block.heads
@@ -315,10 +227,6 @@ class PatchedRun:
             difference = out.unflatten(0, (self._masks, self._rows)) - self._baseline.mlps[block.index]
             self._mixture.add_fresh([source], difference.flatten(1).unsqueeze(0))
         return None if after is None else after.to(out.device) + out
-
-    def _mlp(self, block: Block, stream: Tensor) -> Tensor:
-        out = block.run_mlp(stream)
-        return (out if block.post_mlp_norm is None else block.post_mlp_norm(out)).to(self._dtype)
 
     def _final(self, stream: Tensor | None) -> Float[Tensor, "mask read d_model"]:
         column = len(self._topology.targets) - 1
