@@ -75,7 +75,7 @@ def test_the_table_names_real_exporters(scored: Scored, name: str) -> None:
     exporter = EXPORTERS[name]
     assert exporter.suffix.startswith(".")
     assert exporter.description
-    view = _view(scored)
+    view = replace(_view(scored, kv_heads=4), d_model=8)
     if exporter.module.endswith("graphviz_image") and shutil.which("dot") is None:
         with pytest.raises(ExporterUnavailable):
             exporter(view)
