@@ -112,8 +112,8 @@ class Block:
         which = PORTS.index(port)
         sizes = self._sizes()
         if self.layout == "separate":
-            return _linear_weight(self.projections[which]).unflatten(0, (sizes[which], self.d_head))
-        fused = _linear_weight(self.projections[0])
+            return linear_weight(self.projections[which]).unflatten(0, (sizes[which], self.d_head))
+        fused = linear_weight(self.projections[0])
         if self.layout == "interleaved":
             return fused.unflatten(0, (self.heads, 3, self.d_head))[:, which]
         return fused.split([n * self.d_head for n in sizes])[which].unflatten(0, (sizes[which], self.d_head))
@@ -146,7 +146,7 @@ class Block:
 
     def output_weight(self) -> Float[Tensor, "head d_head d_model"]:
         """Output projection per head: the head writes mix @ weight."""
-        return _linear_weight(self.output).t().unflatten(0, (self.heads, self.d_head))
+        return linear_weight(self.output).t().unflatten(0, (self.heads, self.d_head))
 
     def split(self, raw: Sequence[Tensor]) -> Projected:
         """Per-slot views of the projections' outputs [*row out], grouped or not as the tensors' widths say."""
@@ -181,7 +181,7 @@ class Block:
         )
 
 
-def _linear_weight(module: nn.Module) -> Float[Tensor, "out in_"]:
+def linear_weight(module: nn.Module) -> Float[Tensor, "out in_"]:
     """Weight as a Linear stores it; GPT-2's Conv1D stores the transpose."""
     weight = cast(Tensor, module.weight)
     return weight.t() if type(module).__name__ == "Conv1D" else weight
@@ -228,7 +228,7 @@ def _block(layer: nn.Module, index: int, record: Architecture, config: PreTraine
         parallel=getattr(config, record.parallel) if isinstance(record.parallel, str) else record.parallel,
         heads=heads,
         kv_heads=kv_heads,
-        d_head=_linear_weight(output).shape[1] // heads,
+        d_head=linear_weight(output).shape[1] // heads,
         ungrouped=ungroup and kv_heads != heads,
         coupled=record.post_attention_norm is not None or record.wide_key_norm is not None,
     )

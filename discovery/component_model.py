@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,17 +20,15 @@ from discovery.block_run import Recorded
 from discovery.blocks import Block, Norm, find_blocks
 from discovery.contraction import SlotGradients, contract
 from discovery.feature_layer import NO_FEATURES, FeatureLayers
+from discovery.gradient_passes import GradientPasses, Take
 from discovery.metrics import Metric
 from discovery.model import Point
 from discovery.patched_run import Observer, PatchedRun
 from discovery.recording import Activations, Sequences, projections_widened, record_pass, session
+from discovery.rules import PLAIN, Rules
 from graphs.topology import Topology, transformer_topology
 
 KvHeads = Literal["native", "query"]
-# Several integration points share a gradient pass while it has at most this many tokens: short prompts leave the
-# processor idle, and the pass's activations must fit.
-_TOKENS_PER_PASS = 1024
-_TOKENS_PER_PASS_ON_ACCELERATOR = 8192
 
 
 class ComponentModel:
@@ -108,11 +106,11 @@ class ComponentModel:
         return logits
 
     def linearize(
-        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation
+        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation, rules: Rules = PLAIN
     ) -> Float[Tensor, "pair src dst"]:
-        """See `PatchableModel.linearize`. Points interpolate `input`, everything after it follows (EAP-IG inputs)."""
-        gradients = SlotGradients(self.blocks, self.dtype, self.features)
-        clean, baseline = self.differentiate(batch, metric, points, ablation, gradients.add)
+        """See `PatchableModel.linearize`. Points interpolate a value, everything after it follows."""
+        gradients = SlotGradients(self.blocks, self.dtype, self.features, rules.norms)
+        clean, baseline = self.differentiate(batch, metric, points, ablation, gradients.add, rules)
         with torch.no_grad():
             change = differences(self.blocks, clean, baseline, self.dtype, self.features)
             rows = contract(self.blocks, change, gradients, self.features)
@@ -124,35 +122,21 @@ class ComponentModel:
         metric: Metric,
         points: Sequence[Point],
         ablation: Ablation,
-        take: Callable[[Activations, Tensor, int], None],
+        take: Take,
+        rules: Rules = PLAIN,
     ) -> tuple[Activations, Baseline]:
         """Runs the model at every point; gives the recorded clean pass and the ablated values of the graph's nodes.
 
-        take: called with each recorded pass, the weighted sum over its pairs and points of the metric, to be
-        differentiated, and how many points' rows stand in the pass one after the other.
+        take: called with each recorded pass and what is to be differentiated there.
         """
         # Before the session: the untouched model must not meet ungrouped heads.
         reference = self.full_logits(batch).to(self.dtype) if metric.needs_reference else None
         with session(self.hf, self.arch, self.blocks), torch.enable_grad():
             state = self._prepare(batch, ablation)
-            clean = None if state.recorded is None else state.recorded.clean
-            for group in self._groups(state, points):
-                if group[0].alpha != 1 and not self._is_corrupt_run(state, group[0]):
-                    clean = clean or self._pass(state.clean_sequences)
-                seen = self._gradient_pass(state, group, clean)
-                assert seen.logits is not None
-                logits = seen.logits.to(self.dtype).unflatten(0, (len(group), -1))
-                value = metric.compute(logits, state.batch, reference).sum(-1)
-                weights = torch.tensor([point.weight for point in group], dtype=self.dtype, device=value.device)
-                take(seen, (weights * value).sum(), len(group))
-                if group[0].alpha == 1:
-                    clean = seen
-                elif self._is_corrupt_run(state, group[0]) and state.baseline is None:
-                    with torch.no_grad():
-                        state.baseline = recorded_baseline(self.blocks, seen, self.dtype, self.features)
-                seen.logits = None
+            passes = GradientPasses(self, state, rules)
+            passes.run(points, metric, reference, take)
             with torch.no_grad():
-                return clean or self._pass(state.clean_sequences), self._baseline(state)
+                return passes.clean or self.record(state.clean_sequences), self.baseline(state)
 
     def run(
         self,
@@ -245,45 +229,16 @@ class ComponentModel:
             )
         return cache
 
-    def _pass(self, sequences: Sequences) -> Activations:
-        return record_pass(self.hf, self.arch, self.blocks, sequences)
+    def record(self, sequences: Sequences, **options: Any) -> Activations:
+        """One recorded pass inside a session. options: those of `record_pass`."""
+        return record_pass(self.hf, self.arch, self.blocks, sequences, **options)
 
-    @staticmethod
-    def _is_corrupt_run(state: BatchState, point: Point) -> bool:
-        """Whether a point is the model's own run on the corrupt prompts."""
-        return point.alpha == 0 and state.ablation.kind == "counterfactual"
-
-    def _groups(self, state: BatchState, points: Sequence[Point]) -> list[list[Point]]:
-        """Points that share a pass. The ends come first and alone: their passes also record the source values."""
-        ends = [point for point in points if point.alpha == 1 or self._is_corrupt_run(state, point)]
-        between = [point for point in points if point not in ends]
-        tokens = state.clean_sequences.tokens.numel()
-        limit = _TOKENS_PER_PASS if self.device.type == "cpu" else _TOKENS_PER_PASS_ON_ACCELERATOR
-        size = max(1, limit // tokens)
-        ends.sort(key=lambda point: point.alpha)
-        return [[point] for point in ends] + [between[i : i + size] for i in range(0, len(between), size)]
-
-    def _gradient_pass(self, state: BatchState, group: Sequence[Point], clean: Activations | None) -> Activations:
-        """A recorded pass with gradients; the rows of a group's points stand one after the other."""
-        entry, sequences = None, state.clean_sequences
-        rows, columns = state.batch.read_row, state.batch.read_column - state.start
-        if self._is_corrupt_run(state, group[0]):
-            sequences = state.corrupt_sequences
-        elif group[0].alpha != 1:
-            assert clean is not None and clean.entry is not None
-            start, end = self._baseline(state).entry, clean.entry.detach()
-            entry = torch.cat([point.alpha * end + (1 - point.alpha) * start for point in group]).to(end.dtype)
-            sequences = sequences.repeat(len(group))
-            offsets = torch.arange(len(group), device=rows.device) * state.clean_sequences.tokens.shape[0]
-            rows, columns = (offsets[:, None] + rows).flatten(), columns.repeat(len(group))
-        reads = (rows, columns)
-        return record_pass(self.hf, self.arch, self.blocks, sequences, gradients=True, entry=entry, reads=reads)
-
-    def _baseline(self, state: BatchState) -> Baseline:
+    def baseline(self, state: BatchState) -> Baseline:
+        """The ablated values of a batch, measured or made once."""
         if state.baseline is None:
             if state.ablation.kind == "counterfactual":
                 state.baseline = recorded_baseline(
-                    self.blocks, self._pass(state.corrupt_sequences), self.dtype, self.features
+                    self.blocks, self.record(state.corrupt_sequences), self.dtype, self.features
                 )
             else:
                 rows, width = state.batch.clean.shape
@@ -297,8 +252,8 @@ class ComponentModel:
     def _recorded(self, state: BatchState) -> Recorded:
         if state.recorded is None:
             with torch.no_grad():
-                baseline = self._baseline(state)
-                clean = self._pass(state.clean_sequences)
+                baseline = self.baseline(state)
+                clean = self.record(state.clean_sequences)
                 state.recorded = Recorded(
                     sequences=state.clean_sequences,
                     clean=clean,

@@ -27,12 +27,19 @@ CHUNK_BYTES = 256 * 2**20
 class SlotGradients:
     """Gradients at every slot of the residual stream, kept narrow, summed over integration points."""
 
-    def __init__(self, blocks: Sequence[Block], dtype: torch.dtype, features: FeatureLayers = NO_FEATURES) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        dtype: torch.dtype,
+        features: FeatureLayers = NO_FEATURES,
+        frozen_norms: bool = False,
+    ) -> None:
         self._blocks = blocks
         self._dtype = dtype
+        self._frozen_norms = frozen_norms
         self.heads: list[NarrowGradients] = []
         self.mlps: list[Float[Tensor, "row pos d_model"]] = []
-        self.features = FeatureGradients(features, dtype)
+        self.features = FeatureGradients(features, dtype, frozen_norms)
         self.final: Float[Tensor, "row pos d_model"] | None = None
 
     def add(self, seen: Activations, metric: Tensor, points: int = 1) -> None:
@@ -67,7 +74,7 @@ class SlotGradients:
             for port, output in zip(PORTS, outputs, strict=True):
                 linear.append(output - _constant(block, port, norm, self._dtype))
         stream = seen.attention_in[block.index].detach().to(self._dtype)
-        new = narrow_gradients(norm, stream, linear, slots, points)
+        new = narrow_gradients(norm, stream, linear, slots, points, self._frozen_norms)
         if len(self.heads) <= block.index:
             self.heads.append(new)
         else:
@@ -75,7 +82,7 @@ class SlotGradients:
 
     def _add_mlp(self, block: Block, seen: Activations, gradient: Tensor, points: int) -> None:
         stream, normed = (kept[block.index].detach().to(self._dtype) for kept in (seen.mlp_in, seen.mlp_normed))
-        wide = over_points(through_norm(block.mlp_norm, stream, normed, gradient), points)
+        wide = over_points(through_norm(block.mlp_norm, stream, normed, gradient, self._frozen_norms), points)
         if len(self.mlps) <= block.index:
             self.mlps.append(wide)
         else:

@@ -21,7 +21,9 @@ class FeatureGradients:
     MLP: theirs are wide.
     """
 
-    def __init__(self, features: FeatureLayers, dtype: torch.dtype) -> None:
+    def __init__(self, features: FeatureLayers, dtype: torch.dtype, frozen_norms: bool = False) -> None:
+        """frozen_norms: denominators of norms count as constants."""
+        self._frozen_norms = frozen_norms
         self._features = features
         self._dtype = dtype
         self._narrow: dict[int, NarrowGradients] = {}
@@ -58,7 +60,8 @@ class FeatureGradients:
         norm = None if layer.reads == "residual-mid" else layer.block.mlp_norm
         if norm is not None and norm.bias is not None and layer.reads == "mlp-in":
             constant = constant + layer.pick(layer.encoder @ norm.bias.to(self._dtype))
-        new = narrow_gradients(norm, stream, [(h - constant).unsqueeze(-1)], [slopes.unsqueeze(-1)], points)
+        outputs, at_outputs = [(h - constant).unsqueeze(-1)], [slopes.unsqueeze(-1)]
+        new = narrow_gradients(norm, stream, outputs, at_outputs, points, self._frozen_norms)
         if index in self._narrow:
             self._narrow[index].add(new)
         else:
@@ -72,7 +75,7 @@ class FeatureGradients:
         for place, row in enumerate(_chosen_rows(layer)):
             back = (slopes[..., place, None] * row).to(device=site.device, dtype=site.dtype)
             (at_input,) = torch.autograd.grad(site, seen.mlp_normed[index], back, retain_graph=True)
-            at_stream = through_norm(layer.block.mlp_norm, stream, normed, at_input.to(self._dtype))
+            at_stream = through_norm(layer.block.mlp_norm, stream, normed, at_input.to(self._dtype), self._frozen_norms)
             wide.append(over_points(at_stream, points))
         new = torch.stack(wide) if wide else stream.new_empty((0, stream.shape[0] // points, *stream.shape[1:]))
         self._wide[index] = self._wide[index] + new if index in self._wide else new

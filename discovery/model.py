@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -12,17 +12,31 @@ from torch import Tensor
 from discovery.ablation import Ablation
 from discovery.batch import Batch
 from discovery.metrics import Metric
+from discovery.rules import PLAIN, Rules
 from graphs.topology import Topology
 
 
 @dataclass(frozen=True)
+class Sublayer:
+    """What one half of a block writes: all heads of its attention together, or its MLP."""
+
+    kind: Literal["attention", "mlp"]
+    """Which half."""
+    layer: int
+    """Block, counted from 0."""
+
+
+@dataclass(frozen=True)
 class Point:
-    """A place on the line from the ablated input (alpha 0) to the clean input (alpha 1) where gradients are taken."""
+    """A place on the line from an ablated value (alpha 0) to the clean one (alpha 1) where gradients are taken."""
 
     alpha: float
     """0 = ablated, 1 = clean."""
     weight: float
     """The gradient's share in the sum."""
+    at: Sublayer | None = None
+    """What is interpolated, everything after it following: `input` (None), or what a sublayer writes in the run on the clean
+    prompt, which is a constant then, so that no gradient flows back through the sublayer."""
 
 
 @runtime_checkable
@@ -35,11 +49,12 @@ class PatchableModel(Protocol):
         ...
 
     def linearize(
-        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation
+        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation, rules: Rules = PLAIN
     ) -> Float[Tensor, "pair src dst"]:
         """For every pair and edge: (clean source - ablated source) . weighted mean gradient of the pair's metric at the slot.
 
-        Zero where no edge is possible. float32, on the CPU. Mean over pairs = the EAP score (EAP: one point at alpha 1).
+        rules: what gradients count as constant. Zero where no edge is possible. float32, on the CPU. The mean over pairs
+        at one point with alpha 1 is the EAP score.
         """
         ...
 

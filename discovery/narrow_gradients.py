@@ -43,10 +43,11 @@ def narrow_gradients(
     linear: Sequence[Float[Tensor, "row pos _ d_head"]],
     gradients: Sequence[Float[Tensor, "row pos _ d_head"]],
     points: int,
+    frozen: bool = False,
 ) -> NarrowGradients:
     """Gradients at readers' outputs, ready for `expand`. linear: o - b - W c, unused without a norm.
 
-    points: how many points' rows stand one after the other.
+    points: how many points' rows stand one after the other. frozen: the norm's denominator counts as a constant.
     """
     if norm is None:
         return NarrowGradients([over_points(gradient, points) for gradient in gradients], [])
@@ -55,8 +56,11 @@ def narrow_gradients(
     share = scale.square() / stream.shape[-1]
     factors, narrow = [], []
     for output, gradient in zip(linear, gradients, strict=True):
-        factors.append((output * gradient).sum(-1) * share)
+        if not frozen:
+            factors.append((output * gradient).sum(-1) * share)
         narrow.append(over_points(scale.unsqueeze(-1) * gradient, points))
+    if frozen:
+        return NarrowGradients(narrow, [])
     corrections = zip(centred.chunk(points), torch.cat(factors, -1).chunk(points), strict=True)
     return NarrowGradients(narrow, list(corrections))
 
@@ -84,12 +88,15 @@ def through_norm(
     stream: Float[Tensor, "row pos d_model"],
     normed: Float[Tensor, "row pos d_model"],
     gradient: Float[Tensor, "row pos d_model"],
+    frozen: bool = False,
 ) -> Float[Tensor, "row pos d_model"]:
-    """A gradient at a norm's output, at its input."""
+    """A gradient at a norm's output, at its input. frozen: its denominator counts as a constant."""
     if norm is None:
         return gradient
     centred = norm.centre(stream)
     scale = norm.inverse_scale(centred)
+    if frozen:
+        return scale * norm.centre(norm.weight * gradient)
     output = normed if norm.bias is None else normed - norm.bias
     factor = (output * gradient).sum(-1, keepdim=True) * scale.square() / stream.shape[-1]
     return scale * norm.centre(norm.weight * gradient) - centred * factor

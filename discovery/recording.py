@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from discovery.architecture import Architecture
-from discovery.blocks import Block
+from discovery.blocks import Block, Norm
+from discovery.model import Sublayer
+from discovery.relevance import hook_patterns, hook_rules
+from discovery.rules import PLAIN, Rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,18 @@ class Sequences:
             return self
         tokens, mask, positions = (part.repeat(times, 1) for part in (self.tokens, self.mask, self.positions))
         return Sequences(tokens, mask, positions, copy_cache(self.cache, times))
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What is put in the place of a sublayer's output."""
+
+    place: Sublayer
+    """The sublayer."""
+    rows: slice
+    """Rows of the pass."""
+    value: Float[Tensor, "row pos d_model"]
+    """What the residual stream receives there."""
 
 
 @dataclass(eq=False)
@@ -147,19 +162,25 @@ def record_pass(
     *,
     gradients: bool = False,
     entry: Tensor | None = None,
+    held: Sequence[Held] = (),
     reads: tuple[Int[Tensor, " read"], Int[Tensor, " read"]] | None = None,
     patterns: bool = False,
+    rules: Rules = PLAIN,
 ) -> Activations:
     """One forward of the model under hooks, inside a `session`.
 
     gradients: make the slots (projection outputs, MLP inputs, final norm input) differentiable.
-    entry: replaces the residual stream before block 0. reads: (rows, columns from `start`) where logits are wanted.
+    entry: replaces the residual stream before block 0. held: replaces what sublayers write in some rows.
+    reads: (rows, columns from `start`) where logits are wanted. rules: what gradients count as constant.
     patterns: record attention probabilities too; the library's eager attention, which gives them, is used for the pass.
     """
     width = sequences.tokens.shape[1]
     seen = Activations(real=sequences.mask[:, -width:])
     with contextlib.ExitStack() as stack, torch.set_grad_enabled(gradients):
+        hook_rules(blocks, Norm(model.get_submodule(record.final_norm), record.norm), rules, stack)
         _hook_blocks(blocks, seen, stack, gradients, entry)
+        hook_patterns(blocks, rules, stack)
+        _hook_held(blocks, held, stack)
         if patterns:
             _hook_patterns(model, blocks, seen, stack)
 
@@ -201,6 +222,27 @@ def _hook_patterns(
 
     for block in blocks:
         stack.callback(block.attention.register_forward_hook(attended).remove)
+
+
+def _hook_held(blocks: Sequence[Block], held: Sequence[Held], stack: contextlib.ExitStack) -> None:
+    """Must come after hooks that record, so that gradients at what a sublayer really put out are zero in held rows."""
+
+    def replace_rows(mine: list[Held]):
+        def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+            out = out.clone()
+            for one in mine:
+                out[one.rows] = one.value.to(out)
+            return out
+
+        return hook
+
+    for place in {one.place for one in held}:
+        block = blocks[place.layer]
+        norm, writer = (
+            (block.post_attention_norm, block.output) if place.kind == "attention" else (block.post_mlp_norm, block.mlp)
+        )
+        module = writer if norm is None else norm.module
+        stack.callback(module.register_forward_hook(replace_rows([one for one in held if one.place == place])).remove)
 
 
 def _hook_blocks(

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from discovery.batch import Batch
 from discovery.metrics import Metric
 from discovery.model import PatchableModel, Point
+from discovery.rules import PLAIN, Rules
 from discovery.workload import Workload
 from graphs.scores import EdgeScores
 from graphs.topology import Topology
@@ -64,14 +66,34 @@ def as_table(values: Float[np.ndarray, "src dst"], topology: Topology) -> Float[
 
 
 def linear_scores(
-    model: PatchableModel, workload: Workload, points: Sequence[Point], method: str, on_batch: OnBatch | None = None
+    model: PatchableModel,
+    workload: Workload,
+    points: Sequence[Point],
+    method: str,
+    on_batch: OnBatch | None = None,
+    rules: Rules = PLAIN,
 ) -> EdgeScores:
     """Source differences times the weighted gradients at `points`: the mean over pairs, whatever the batch sizes."""
     require_gradient(workload.metric, method)
+
+    def score(batch: Batch) -> Float[Tensor, "pair src dst"]:
+        return model.linearize(batch, workload.metric, points, workload.ablation, rules)
+
+    return mean_scores(model, workload, score, method, on_batch)
+
+
+def mean_scores(
+    model: PatchableModel,
+    workload: Workload,
+    score: Callable[[Batch], Float[Tensor, "pair src dst"]],
+    method: str,
+    on_batch: OnBatch | None = None,
+) -> EdgeScores:
+    """The mean over pairs of what `score` gives for each batch, and its standard error."""
     moments = PairMoments(model.topology)
     with tqdm(total=workload.pair_count, desc=method, unit="pair", delay=1, leave=False) as bar:
         for number, batch in enumerate(workload.batches):
-            scores = model.linearize(batch, workload.metric, points, workload.ablation)
+            scores = score(batch)
             moments.add(scores)
             if on_batch is not None:
                 on_batch(number, scores)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from discovery.options import build_options
 
 if TYPE_CHECKING:
-    from discovery.methods import clean_corrupted, eap, eap_ig, exact, random
+    from discovery.methods import clean_corrupted, eap, eap_ig, eap_ig_activations, exact, random, relp
     from discovery.model import PatchableModel
     from discovery.scoring import OnBatch
     from discovery.workload import Workload
@@ -69,10 +69,20 @@ METHODS: dict[str, Method] = {
         "EAP with integrated gradients: inputs interpolated from corrupt to clean (steps, rule)",
         "discovery.methods.eap_ig",
     ),
+    "eap-ig-activations": Method(
+        "eap-ig-activations",
+        "EAP with integrated gradients: what each sublayer writes interpolated, one sublayer at a time (steps, rule, over)",
+        "discovery.methods.eap_ig_activations",
+    ),
     "clean-corrupted": Method(
         "clean-corrupted",
         "EAP with the mean of the gradients on the clean and on the corrupt run",
         "discovery.methods.clean_corrupted",
+    ),
+    "relp": Method(
+        "relp",
+        "EAP with relevance rules in the place of gradients: norms, attention and nonlinearities held (RelP)",
+        "discovery.methods.relp",
     ),
     "exact": Method(
         "exact",
@@ -98,4 +108,4 @@ def method(name: str) -> Method:
 
 
 if TYPE_CHECKING:  # the type checker proves that every file has the face; a test checks that every line loads
-    _FACES: tuple[MethodModule, ...] = (clean_corrupted, eap, eap_ig, exact, random)
+    _FACES: tuple[MethodModule, ...] = (clean_corrupted, eap, eap_ig, eap_ig_activations, exact, random, relp)

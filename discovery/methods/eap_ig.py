@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
-
-from discovery.model import PatchableModel, Point
+from discovery.model import PatchableModel
+from discovery.quadrature import Rule, quadrature
 from discovery.scoring import OnBatch, linear_scores
 from discovery.workload import Workload
 from graphs.scores import EdgeScores
-
-Rule = Literal["left", "right", "midpoint", "gauss-legendre"]
 
 
 @dataclass(frozen=True)
@@ -27,15 +23,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"method 'eap-ig': steps must be 1 or more, not {self.steps}")
-
-
-def quadrature(steps: int, rule: Rule) -> tuple[Point, ...]:
-    """Points on [0, 1], ascending, with weights that sum to 1."""
-    if rule == "gauss-legendre":
-        nodes, weights = np.polynomial.legendre.leggauss(steps)
-        return tuple(Point(float((x + 1) / 2), float(w / 2)) for x, w in zip(nodes, weights))
-    offset = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]
-    return tuple(Point((k + offset) / steps, 1 / steps) for k in range(steps))
 
 
 def score(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,9 @@ from torch import Tensor
 from discovery.ablation import Ablation
 from discovery.batch import Batch
 from discovery.metrics import Metric
-from discovery.model import Point
+from discovery.model import Point, Sublayer
+from discovery.rules import PLAIN, Rules
+from graphs.node import NodeId
 from graphs.topology import Topology, transformer_topology
 
 
@@ -51,7 +54,7 @@ class ResidualModel:
         return self._topology
 
     def linearize(
-        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation
+        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation, rules: Rules = PLAIN
     ) -> Float[Tensor, "pair src dst"]:
         """By autograd on a zero added to every slot's input."""
         with torch.no_grad():
@@ -62,8 +65,10 @@ class ResidualModel:
         reference = self.full_logits(batch) if metric.needs_reference else None
         for point in points:
             probe = torch.zeros_like(gradient).requires_grad_()
-            embedded = ablated[0] + point.alpha * difference[0]
-            _, logits = self._forward(batch, embedded, probe=probe)
+            between = ablated + point.alpha * difference
+            held = {row: between[row] for row, node in enumerate(self.topology.sources) if _writes(node, point.at)}
+            embedded = held.pop(0) if point.at is None else clean[0]
+            _, logits = self._forward(batch, embedded, probe=probe, held=held, rules=rules)
             total = metric.compute(logits, batch, reference).sum()
             gradient += point.weight * torch.autograd.grad(total, probe)[0]
         per_row = torch.einsum("srpd,trpd->rst", difference, gradient)
@@ -105,6 +110,8 @@ class ResidualModel:
         keep: Tensor | None = None,
         ablated: Tensor | None = None,
         probe: Tensor | None = None,
+        held: Mapping[int, Tensor] = MappingProxyType({}),
+        rules: Rules = PLAIN,
     ) -> tuple[Tensor, Tensor]:
         """Values of all sources [src row pos d] and logits at the reads."""
         values = [embedded]
@@ -128,7 +135,11 @@ class ResidualModel:
                 torch.zeros_like(embedded),
             )
             squash = not self.linear and self.topology.sources[source].kind == "mlp"
-            values.append((torch.tanh(2 * mixed) if squash else mixed) * batch.mask[..., None])
+            if squash and rules.nonlinearity:
+                mixed = mixed * (torch.tanh(2 * mixed) / mixed).detach().nan_to_num()
+            elif squash:
+                mixed = torch.tanh(2 * mixed)
+            values.append(held.get(source, mixed * batch.mask[..., None]))
         final = read(len(self.topology.targets) - 1)[batch.read_row, batch.read_column]
         return torch.stack(values), final @ self.unembedding
 
@@ -139,6 +150,12 @@ class ResidualModel:
         distance = (places[:, None] - places[None, :]).double()
         weights = (self.decays[source] ** distance.clamp(min=0)) * (distance >= 0)
         return torch.einsum("qk,rkd->rqd", weights, value * batch.mask[..., None])
+
+
+def _writes(node: NodeId, place: Sublayer | None) -> bool:
+    """Whether a node is (part of) what a point interpolates."""
+    kind = "attention" if node.kind == "head" else "mlp"
+    return node.layer is None if place is None else (node.layer, kind) == (place.layer, place.kind)
 
 
 def token_batch(
