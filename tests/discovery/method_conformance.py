@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from discovery.batch import Batch
-from discovery.methods import METHODS, MethodModule
+from discovery.methods import METHODS
 from discovery.metrics import Metric
 from discovery.model import PatchableModel
 from discovery.workload import Workload
@@ -17,23 +19,26 @@ from graphs.scores import EdgeScores
 
 SEES_THE_MODEL = tuple(name for name in METHODS if name != "random")
 LINEAR = ("eap", "eap-ig", "clean-corrupted")
+QUICK = {"eap-ig-activations": {"steps": 1}}
+"""Options under which a method says the same sort of thing sooner."""
 
 
 def check_method(name: str, model: PatchableModel, workload: Workload, tolerance: float = 1e-5) -> EdgeScores:
     """Faults that any method could have: shape, NaN, sign, dependence on batch sizes, state left behind."""
-    method = METHODS[name].load()
-    scores = method.score(model, workload, method.Options())
+    method, options = METHODS[name].load(), METHODS[name].options(QUICK.get(name, {}))
+    scores = method.score(model, workload, options)
     possible = model.topology.possible
     assert scores.method == name
     assert scores.values.dtype == np.float32
     assert np.isfinite(scores.values[possible]).all()
     assert np.isnan(scores.values[~possible]).all()
-    again = method.score(model, workload, method.Options())
+    again = method.score(model, workload, options)
     close(scores, again, tolerance)
     if name in SEES_THE_MODEL:
-        check_batch_sizes(method, model, workload, scores, tolerance)
-        check_stderr(method, model, workload, scores, tolerance)
-        check_nothing_to_do(method, model, workload)
+        score = partial(method.score, model, options=options)
+        check_batch_sizes(score, workload, scores, tolerance)
+        check_stderr(score, workload, scores, tolerance)
+        check_nothing_to_do(score, workload)
     return scores
 
 
@@ -45,24 +50,22 @@ def close(one: EdgeScores, other: EdgeScores, tolerance: float) -> None:
 
 
 def check_batch_sizes(
-    method: MethodModule, model: PatchableModel, workload: Workload, scores: EdgeScores, tolerance: float
+    score: Callable[..., EdgeScores], workload: Workload, scores: EdgeScores, tolerance: float
 ) -> None:
     """The mean is over pairs: cutting batches into pieces of any size changes nothing."""
     pieces = [piece for batch in workload.batches for piece in split(batch)]
     assert len(pieces) > len(workload.batches)
-    close(scores, method.score(model, replace(workload, batches=tuple(pieces)), method.Options()), tolerance)
+    close(scores, score(replace(workload, batches=tuple(pieces))), tolerance)
 
 
-def check_stderr(
-    method: MethodModule, model: PatchableModel, workload: Workload, scores: EdgeScores, tolerance: float
-) -> None:
+def check_stderr(score: Callable[..., EdgeScores], workload: Workload, scores: EdgeScores, tolerance: float) -> None:
     """`on_batch` gives every pair's own scores; their mean and standard error are what is returned."""
     seen: dict[int, torch.Tensor] = {}
-    method.score(model, workload, method.Options(), lambda number, values: seen.update({number: values.clone()}))
+    score(workload, on_batch=lambda number, values: seen.update({number: values.clone()}))
     assert list(seen) == list(range(len(workload.batches)))
     assert [len(values) for values in seen.values()] == [len(batch) for batch in workload.batches]
     pairs = torch.cat(list(seen.values())).double().numpy()
-    possible = model.topology.possible
+    possible = scores.topology.possible
     scale = np.nanmax(np.abs(scores.values))
     np.testing.assert_allclose(scores.values[possible], pairs.mean(0)[possible], rtol=0, atol=tolerance * scale)
     expected = pairs.std(0, ddof=1) / np.sqrt(len(pairs))
@@ -71,11 +74,11 @@ def check_stderr(
     assert np.isnan(scores.stderr[~possible]).all()
 
 
-def check_nothing_to_do(method: MethodModule, model: PatchableModel, workload: Workload) -> None:
+def check_nothing_to_do(score: Callable[..., EdgeScores], workload: Workload) -> None:
     """Where clean and corrupt are one prompt, no edge carries a difference."""
     same = tuple(replace(batch, corrupt=batch.clean) for batch in workload.batches)
-    scale = np.nanmax(np.abs(method.score(model, workload, method.Options()).values))
-    values = method.score(model, replace(workload, batches=same), method.Options()).values
+    scale = np.nanmax(np.abs(score(workload).values))
+    values = score(replace(workload, batches=same)).values
     assert np.nanmax(np.abs(values)) <= 1e-5 * scale
 
 
