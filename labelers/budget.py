@@ -69,12 +69,17 @@ class Budget:
     """Counts tokens and dollars, and refuses what could go beyond a cap. For one event loop."""
 
     def __init__(
-        self, prices: Prices | None = None, max_usd: float | None = None, max_tokens: int | None = None
+        self,
+        prices: Prices | None = None,
+        max_usd: float | None = None,
+        max_tokens: int | None = None,
+        spent: tuple[int, int] = (0, 0),
     ) -> None:
-        """max_usd needs prices. Raises ValueError otherwise."""
+        """max_usd needs prices; ValueError otherwise. spent: tokens sent and received before, which count against the caps."""
         if max_usd is not None and prices is None:
             raise ValueError("a cap in dollars needs prices: say what a million tokens cost")
         self._prices, self._max_usd, self._max_tokens = prices, max_usd, max_tokens
+        self._before = spent
         self._open: list[Reservation] = []
         self._settled = asyncio.Condition()
         self.prompt_tokens = 0
@@ -108,8 +113,8 @@ class Budget:
             self._settled.notify_all()
 
     def _fits(self, wanted: Reservation) -> bool:
-        prompt = self.prompt_tokens + sum(item.prompt for item in self._open) + wanted.prompt
-        reply = self.reply_tokens + sum(item.reply for item in self._open) + wanted.reply
+        prompt = self._before[0] + self.prompt_tokens + sum(item.prompt for item in self._open) + wanted.prompt
+        reply = self._before[1] + self.reply_tokens + sum(item.reply for item in self._open) + wanted.reply
         cost = self._cost(prompt, reply)
         if self._max_usd is not None and cost is not None and cost > self._max_usd:
             return False
@@ -121,6 +126,7 @@ class Budget:
         return (prompt * self._prices.prompt + reply * self._prices.reply) / 1e6
 
     def _full(self, wanted: Reservation) -> str:
-        used = f"{self.prompt_tokens + self.reply_tokens:,} tokens"
-        used += "" if self.usd is None else f" (${self.usd:.4f})"
+        prompt, reply = self._before[0] + self.prompt_tokens, self._before[1] + self.reply_tokens
+        usd = self._cost(prompt, reply)
+        used = f"{prompt + reply:,} tokens" + ("" if usd is None else f" (${usd:.4f})")
         return f"the budget is spent: {used} used, and the next request may take {wanted.prompt + wanted.reply:,} more"

@@ -76,7 +76,7 @@ class Endpoint:
     def __init__(self, settings: OpenAISettings, cache: ReplyCache | None = None) -> None:
         """Raises ValueError for an impossible address, a missing key, or a cap that cannot be kept."""
         self.settings = settings
-        self.budget = Budget(settings.prices, settings.max_usd, settings.max_tokens)
+        self.budget = Budget(settings.prices, settings.max_usd, settings.max_tokens, settings.spent)
         self._cache, self._url, self._key = cache, settings.url, settings.key()
         self._client = openai.AsyncOpenAI(
             api_key=self._key, base_url=self._url, timeout=settings.timeout, max_retries=0

@@ -58,8 +58,12 @@ class LLMJudge:
     async def answer_async(self, questions: Sequence[Question]) -> list[Answers]:
         """`answer` for a running event loop."""
         cache = None if self.settings.cache is None else ReplyCache(self.settings.cache)
+        before = (
+            int(self.usage.get("tokens_in", 0)),
+            int(self.usage.get("tokens_out", 0)),
+        )  # one cap for all questions
         try:
-            async with Endpoint(self.settings, cache) as endpoint:
+            async with Endpoint(replace(self.settings, spent=before), cache) as endpoint:
                 with tqdm(total=len(questions), desc="judging", unit="request", disable=not self.progress) as bar:
                     found = await _all(endpoint, questions, bar)
         finally:

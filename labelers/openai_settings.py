@@ -57,6 +57,8 @@ class OpenAISettings:
     """Cap of one run. Cached replies cost nothing."""
     max_tokens: int | None = None
     """Cap of one run, of what is sent and comes back together."""
+    spent: tuple[int, int] = (0, 0)
+    """Tokens sent and received that count against the caps already: of what the same run has asked before."""
     cache: Path | None = None
     """SQLite file of replies; None: nothing is kept."""
 

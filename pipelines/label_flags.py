@@ -71,6 +71,13 @@ def add_endpoint(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds a request (default: 120)")
     group.add_argument(
+        "--reply-tokens",
+        type=int,
+        default=600,
+        metavar="N",
+        help="of a reply at most, thinking included (default: 600)",
+    )
+    group.add_argument(
         "--passes", choices=("three", "one"), default="three", help="output side, input side, both; or one"
     )
     group.add_argument("--price", metavar="IN,OUT", help="US dollars for a million tokens sent, and received")
@@ -110,7 +117,7 @@ def endpoint_of(options: argparse.Namespace) -> OpenAISettings:
         raise ConfigError("--llm is missing: which model shall the endpoint run?")
     settings: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("base_url", "concurrency", "timeout", "passes", "max_usd", "max_tokens")
+        for name in ("base_url", "concurrency", "timeout", "reply_tokens", "passes", "max_usd", "max_tokens")
     }
     if options.price is not None:
         try:

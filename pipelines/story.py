@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphs.label import Label
     from graphs.node import NodeId
     from graphs.pruned import PrunedGraph, Supernode
+    from labelers.group_names import NamedGroups
     from labelers.narrative import Narrative
     from labelers.openai_settings import OpenAISettings
     from labelers.wiring import Wire
@@ -53,6 +54,10 @@ class Story:
     """The groups; none for circuits of heads and MLPs."""
     failures: Mapping[int, str]
     """Groups that the language model could not name, by place; hostile."""
+    refused: str
+    """Why the language model has told no story, so that the rules have; empty where it has, or was not asked. Hostile."""
+    usage: Mapping[str, float]
+    """What names and story cost."""
     written: tuple[Path, ...]
     """Files."""
 
@@ -63,24 +68,34 @@ def tell(directory: str | Path, request: StoryRequest) -> Story:
     A groups.json that lies there is kept, whatever a hand has made of it. Raises ValueError in one line for runs without a
     circuit, groups.json that does not fit it, and endpoints that cannot be used.
     """
+    from labelers.group_names import NamedGroups
     from labelers.narrative import narrative_json
 
     store = RunStore(directory)
     store.load()
     subject, labels = subject_of(store), read_labels(store)[0]
-    groups: tuple[Supernode, ...] = ()
-    failures: Mapping[int, str] = {}
+    named = NamedGroups(())
     written: list[Path] = []
     if isinstance(subject, Traced):
-        groups, failures, path = _groups(store, subject, labels, request)
+        named, path = _groups(store, subject, labels, request)
         written += [path] if path else []
         title = subject.graph.heading
         labels = {**_texts(subject.graph), **labels}
     else:
         title = subject.task_name
-    narrative = _narrative(_wires(subject.graph), labels, request, title)
-    written.append(store.write_json(STORY, {**narrative_json(narrative), "usage": dict(narrative.usage)}))
-    return Story(narrative, groups, failures, (*written, *draw_again(store)))
+    narrative, refused = _narrative(_wires(subject.graph), labels, _after(request, named.usage), title)
+    usage = {key: named.usage.get(key, 0) + narrative.usage.get(key, 0) for key in {**named.usage, **narrative.usage}}
+    facts = {"usage": usage} | ({"refused": refused} if refused else {})
+    written.append(store.write_json(STORY, {**narrative_json(narrative), **facts}))
+    return Story(narrative, named.groups, named.failures, refused, usage, (*written, *draw_again(store)))
+
+
+def _after(request: StoryRequest, usage: Mapping[str, float]) -> StoryRequest:
+    """The request where so much has been spent: the caps hold for names and story together."""
+    if request.openai is None:
+        return request
+    spent = (int(usage.get("tokens_in", 0)), int(usage.get("tokens_out", 0)))
+    return replace(request, openai=replace(request.openai, spent=spent))
 
 
 def _texts(graph: PrunedGraph) -> dict[NodeId, Label]:
@@ -117,21 +132,19 @@ def _stored(store: RunStore) -> tuple[Supernode, ...]:
 
 def _groups(
     store: RunStore, subject: Traced, labels: Mapping[NodeId, Label], request: StoryRequest
-) -> tuple[tuple[Supernode, ...], Mapping[int, str], Path | None]:
-    """The groups that lie there, or new ones, with the groups that could not be named and the file if it was written."""
+) -> tuple[NamedGroups, Path | None]:
+    """The groups that lie there, or new ones, and the file if it was written."""
+    from labelers.group_names import NamedGroups, name_groups
     from labelers.grouping import GroupSettings, group_graph, groups_to_json
 
     if not request.regroup and (store.path(GROUPS).exists() or not request.group):
-        return with_groups(store, subject.graph).supernodes, {}, None
+        return NamedGroups(with_groups(store, subject.graph).supernodes), None
     settings = GroupSettings(threshold=request.threshold, across_positions=request.across_positions)
     found = group_graph(subject.graph, labels, _directions(subject), settings)
-    groups, failures = found.supernodes, {}
-    if request.openai is not None and groups:
-        from labelers.group_names import name_groups
-
-        named = name_groups(groups, _wires(found), labels, request.openai)
-        groups, failures = named.groups, named.failures
-    return groups, failures, store.write_bytes(GROUPS, groups_to_json(groups))
+    named = NamedGroups(found.supernodes)
+    if request.openai is not None and named.groups:
+        named = name_groups(named.groups, _wires(found), labels, request.openai)
+    return named, store.write_bytes(GROUPS, groups_to_json(named.groups))
 
 
 def _directions(subject: Traced) -> dict[NodeId, np.ndarray]:
@@ -155,9 +168,18 @@ def _wires(graph: Any) -> tuple[Wire, ...]:
     return wires_of_graph(graph) if isinstance(graph, PrunedGraph) else wires_of_circuit(graph)
 
 
-def _narrative(wires: tuple[Wire, ...], labels: Mapping[NodeId, Label], request: StoryRequest, title: str) -> Narrative:
+def _narrative(
+    wires: tuple[Wire, ...], labels: Mapping[NodeId, Label], request: StoryRequest, title: str
+) -> tuple[Narrative, str]:
+    """The story, and why it is the rules' where a language model was asked for one."""
+    from labelers.budget import BudgetSpent
+    from labelers.endpoint_faults import RequestFailed
     from labelers.narrative import narrate, plain_narrative
 
-    if request.openai is None:
-        return plain_narrative(wires, labels, min(request.edges, 12))
-    return narrate(wires, labels, request.openai, title, request.edges)
+    refused = ""
+    if request.openai is not None:
+        try:
+            return narrate(wires, labels, request.openai, title, request.edges), ""
+        except (RequestFailed, BudgetSpent) as error:
+            refused = str(error)
+    return plain_narrative(wires, labels, min(request.edges, 12)), refused

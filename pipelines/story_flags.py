@@ -60,9 +60,13 @@ def story_summary(story: Story) -> str:
 
     lines = [shorten(sentence.text, 400) for sentence in story.narrative.sentences] or ["there are no edges to tell of"]
     lines += [f"dropped: {shorten(text, 120)!r}: {shorten(why, 160)}" for text, why in story.narrative.dropped]
+    if story.refused:
+        lines.append(f"told by rules, for the language model has not: {shorten(story.refused, 160)}")
     if story.groups:
         lines.append("")
     for group in story.groups:
         lines.append(f"{shorten(group.label, 60)}: {', '.join(map(str, group.nodes))}")
     lines += [f"group {place} has kept its name: {shorten(why, 160)}" for place, why in story.failures.items()]
+    if story.usage:
+        lines.append(", ".join(f"{name} {value:,.6g}" for name, value in story.usage.items()))
     return "\n".join(lines)

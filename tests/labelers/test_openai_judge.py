@@ -63,6 +63,20 @@ def test_a_spent_budget_is_no_unreadable_reply() -> None:
         judged(by_the_text, question("detection"), max_tokens=100)
 
 
+def test_a_cap_holds_for_all_questions_of_a_judge() -> None:
+    with faulty_server(by_the_text) as seen:
+        judge = LLMJudge(OpenAISettings("m", base_url=seen.url, retries=0, max_tokens=3700), progress=False)
+        assert judge.answer([question("detection")]) == [[1.0, 0.0, 1.0]] and judge.usage["tokens_in"] == 100
+
+        def go_on() -> None:
+            for _ in range(30):
+                judge.answer([question("fuzzing")])
+
+        with pytest.raises(BudgetSpent, match=r"[1-9][0-9,]*0 tokens used"):
+            go_on()
+        assert 1 < len(seen.requests) < 30
+
+
 def test_marks_need_no_signs_in_the_text() -> None:
     assert parts(Window(("a", "b", "c", "d"), frozenset({1, 2}))) == [{"text": "a"}, {"marked": "bc"}, {"text": "d"}]
     assert parts(Window(())) == []

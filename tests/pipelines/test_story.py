@@ -91,3 +91,16 @@ def test_mistakes_are_found_before_anything_is_read(wrong: list[str], capsys: py
     assert main(["story", "nowhere", *wrong]) == 2
     error = capsys.readouterr().err
     assert (wrong[0] if wrong[0] != "--teller" else "--llm") in error
+
+
+def test_where_the_language_model_fails_the_rules_tell(traced: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with faulty_server(lambda *_: completion("once upon a time")) as seen:
+        llm = ["--teller", "openai", "--llm", "m", "--base-url", seen.url]
+        assert main(["story", str(traced), *llm]) == 0
+    assert "told by rules, for the language model has not: no reply of the right form" in capsys.readouterr().out
+    story = json.loads((traced / "story.json").read_text())
+    assert story["author"] == "rules" and story["sentences"] and "no reply" in story["refused"]
+    with faulty_server(lambda *_: completion("once upon a time")) as seen:
+        llm = ["--teller", "openai", "--llm", "other", "--base-url", seen.url, "--regroup", "--threshold", "0.2"]
+        assert main(["story", str(traced), *llm, "--max-tokens", "9000"]) == 0
+        assert 0 < 120 * len(seen.requests) <= 9000  # one cap for the names of groups and the story
