@@ -48,6 +48,10 @@ class Batch:
     """True for right answers, False for wrong ones."""
     indices: tuple[int, ...]
     """The pairs' row numbers in their task."""
+    spans: Int[Tensor, "row pos"] | None = None
+    """Number of the span of each token, -1 at padding; None where prompts have no spans. See `graphs.span_topology`."""
+    span_names: tuple[int | str, ...] = ()
+    """What the numbers of the spans stand for."""
 
     def __len__(self) -> int:
         """Number of pairs (the examples that means are taken over)."""

@@ -71,8 +71,8 @@ class SlotGradients:
         norm, slots = block.attention_norm, block.split(gradients)
         linear: list[Tensor] = []
         if norm is not None:
-            for port, output in zip(PORTS, outputs, strict=True):
-                linear.append(output - _constant(block, port, norm, self._dtype))
+            constants = head_constants(block, self._dtype)
+            linear = [output - constant for output, constant in zip(outputs, constants, strict=True)]
         stream = seen.attention_in[block.index].detach().to(self._dtype)
         new = narrow_gradients(norm, stream, linear, slots, points, self._frozen_norms)
         if len(self.heads) <= block.index:
@@ -87,6 +87,13 @@ class SlotGradients:
             self.mlps.append(wide)
         else:
             self.mlps[block.index] = self.mlps[block.index] + wide
+
+
+def head_constants(block: Block, dtype: torch.dtype) -> list[Float[Tensor, "_ d_head"]]:
+    """Per port what a block's slots put out at a normed input of zero, plus the norm's own constant."""
+    norm = block.attention_norm
+    assert norm is not None
+    return [_constant(block, port, norm, dtype) for port in PORTS]
 
 
 def _constant(block: Block, port: Port, norm: Norm, dtype: torch.dtype) -> Tensor:
@@ -160,7 +167,7 @@ def _contract_columns(
 
     for block in blocks:
         before = seen
-        score(expand(_head_readers(block, wide.dtype), gradients.heads[block.index], columns), before)
+        score(expand(head_readers(block, wide.dtype), gradients.heads[block.index], columns), before)
         difference = differences.heads[block.index][:, columns]
         writers = head_writers(block, wide.dtype)
         flat = difference.permute(2, 0, 1, 3).flatten(1, 2).to(writers.device)
@@ -184,7 +191,7 @@ def _contract_columns(
     score(gradients.final[None, :, columns], seen)
 
 
-def _head_readers(block: Block, dtype: torch.dtype) -> list[Tensor]:
+def head_readers(block: Block, dtype: torch.dtype) -> list[Tensor]:
     """Per port what carries a gradient at the projection's output to the residual stream, but for the norm's scale."""
     norm, weights = block.attention_norm, [block.weight(port).to(dtype) for port in PORTS]
     return weights if norm is None else [norm.centre(weight * norm.weight.to(dtype)) for weight in weights]

@@ -108,7 +108,8 @@ class SourceMixture:
         reads: Reads | None,
     ) -> Float[Tensor, "mask slot value"]:
         """Masks times values at all places. streaming: row 0 of the fresh values is the stream."""
-        return self._product(self._weights(self._keep, slots, subtract), subtract, known, fresh, streaming)
+        weight = self._weights(self._keep[:, :, slots], slots, subtract)
+        return self._product(weight, subtract, known, fresh, streaming)
 
     def _product(
         self,
@@ -129,10 +130,9 @@ class SourceMixture:
         return torch.baddbmm(mixed, own, fresh) if self._gradients else mixed.baddbmm_(own, fresh)
 
     def _weights(
-        self, keep: Float[Tensor, "mask src dst"], slots: list[int], subtract: Tensor
+        self, keep: Float[Tensor, "mask src slot"], slots: list[int], subtract: Tensor
     ) -> Float[Tensor, "mask slot src"]:
         """Factor of every source difference: keep, or keep - 1 where dropped sources are taken off the stream."""
-        keep = keep[:, :, slots]
         used = self._plan.used[:, slots].to(keep.device)
         weight = torch.where(used, torch.where(subtract, keep - 1, keep), torch.zeros((), dtype=keep.dtype))
         return weight.transpose(1, 2)

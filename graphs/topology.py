@@ -148,8 +148,8 @@ def topology_from_names(
     """A graph from what a score file holds: the names of sources and targets, and which edges are possible.
 
     Which sources each slot feeds follows from the names: the q slots of a layer belong to the heads of the same
-    number; its k and v slots, where there are fewer of them than heads, to equal groups of heads (key/value head g:
-    heads g*H/G and on). Raises ValueError for a bad name, a name that appears twice, a slot that feeds no source, or
+    number and span; its k and v slots, where there are fewer of them than heads, to equal groups of heads (key/value
+    head g: heads g*H/G and on). Raises ValueError for a bad name, a name that appears twice, a slot that feeds no source, or
     a shape that does not fit.
     """
     nodes = tuple(NodeId.parse(name) for name in sources)
@@ -160,26 +160,34 @@ def topology_from_names(
         if len(set(names)) < len(names):
             raise ValueError(f"{next(name for i, name in enumerate(names) if name in names[:i])} is named twice")
     rows = {node: row for row, node in enumerate(nodes)}
-    heads = Counter(node.layer for node in nodes if node.kind == "head")
-    kv_heads = Counter((slot.node.layer, slot.port) for slot in slots)
-    feeds = tuple(_fed_by(slot, rows, heads[slot.node.layer], kv_heads[slot.node.layer, slot.port]) for slot in slots)
+    heads = Counter((node.layer, node.position) for node in nodes if node.kind == "head")
+    kv_heads = Counter((slot.node.layer, slot.node.position, slot.port) for slot in slots)
+    feeds = tuple(
+        _fed_by(
+            slot,
+            rows,
+            heads[slot.node.layer, slot.node.position],
+            kv_heads[slot.node.layer, slot.node.position, slot.port],
+        )
+        for slot in slots
+    )
     return Topology(nodes, slots, possible, feeds)
 
 
 def _fed_by(slot: Slot, rows: dict[NodeId, int], heads: int, kv_heads: int) -> tuple[int, ...]:
-    """Rows of the sources that are computed from a slot, given its layer's heads and the slots of its port there."""
+    """Rows of the sources that are computed from a slot, given the heads of its layer (and span) and its port's slots."""
     node = slot.node
     if node.kind in ("logits", "logit"):
         return ()
     if slot.port is None:
         fed = [node]
-    elif node.index is None or node.position is not None or not kv_heads or heads % kv_heads:
+    elif node.index is None or not heads or not kv_heads or heads % kv_heads:
         raise ValueError(
             f"which heads the slot {slot} belongs to cannot be told from names: {heads} heads, {kv_heads} slots"
         )
     else:
         width = heads // kv_heads
-        fed = [NodeId("head", node.layer, node.index * width + i) for i in range(width)]
+        fed = [NodeId("head", node.layer, node.index * width + i, node.position) for i in range(width)]
     missing = [str(source) for source in fed if source not in rows]
     if missing:
         raise ValueError(f"the slot {slot} belongs to {missing[0]}, which is not among the sources")

@@ -127,4 +127,6 @@ def take(batch: Batch, pairs: list[int]) -> Batch:
         candidate_pair=renumber(batch.candidate_pair[candidates], new_pair),
         candidate_right=batch.candidate_right[candidates],
         indices=tuple(batch.indices[pair] for pair in pairs),
+        spans=None if batch.spans is None else batch.spans[rows],
+        span_names=batch.span_names,
     )

@@ -88,7 +88,7 @@ def test_locate_is_the_inverse_of_edge(topology: Topology) -> None:
         (["input", "m0", "m0"], ["m0", "logits"], "m0 is named twice"),
         (["input"], ["m0", "logits"], "m0"),
         (["input", "a0.h0", "a0.h1", "a0.h2"], ["a0.h0<k>", "a0.h1<k>", "logits"], "3 heads, 2 slots"),
-        (["input", "a0.h0@3"], ["a0.h0@3<k>", "logits"], "cannot be told"),
+        (["input", "a0.h0@3"], ["a0.h0@4<k>", "logits"], "cannot be told"),
     ],
 )
 def test_names_that_make_no_graph(sources: list[str], targets: list[str], match: str) -> None:

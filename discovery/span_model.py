@@ -1,0 +1,86 @@
+"""The component model with positions: every node once per span of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from discovery.ablation import Ablation
+from discovery.baseline import differences
+from discovery.batch import Batch
+from discovery.batch_state import sum_rows
+from discovery.component_model import ComponentModel
+from discovery.metrics import Metric
+from discovery.model import Point
+from discovery.patched_run import Observer, Recorded
+from discovery.recording import session
+from discovery.span_gradients import SpanContraction, SpanGradients
+from discovery.span_places import SpanPlaces
+from discovery.span_run import SpanRun
+from graphs.span_topology import Spans, span_topology
+from graphs.topology import Topology
+
+
+class SpanModel(ComponentModel):
+    """A component model whose nodes are named at spans (`m0@name`, `a3.h1@end<v>`); see `graphs.span_topology`.
+
+    Edges stay within a span, but for those into k and v slots, which cross: dropping `m0@name->a3.h1@end<v>` ablates m0's
+    output at the tokens of `name` in the values that the head finds there when it looks from the tokens of `end`, and
+    nowhere else. All edges of one between nodes together are that edge of the graph without spans.
+    """
+
+    def __init__(self, model: ComponentModel, spans: Spans) -> None:
+        """spans: of all batches that will be looked at. Raises ValueError for a model with features."""
+        if model.features:
+            raise ValueError("spans do not go together with features as nodes: leave out --spans or --transcoders")
+        super().__init__(
+            model.hf, model.tokenizer, kv_heads=model.kv_heads, name=model.name, share_prefix=model.share_prefix
+        )
+        self.spans = spans
+        self.base: Topology = self.topology
+        self.topology = span_topology(self.base, spans)
+
+    def linearize(
+        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation
+    ) -> Float[Tensor, "pair src dst"]:
+        """See `PatchableModel.linearize`."""
+        with session(self.hf, self.arch, self.blocks):
+            self._prepare(batch, ablation)
+        gradients = SpanGradients(self.blocks, self.dtype, self._places())
+        clean, baseline = self.differentiate(batch, metric, points, ablation, gradients.add)
+        with torch.no_grad():
+            change = differences(self.blocks, clean, baseline, self.dtype)
+            rows = SpanContraction(change, gradients).scores()
+        return sum_rows(rows, batch).cpu()
+
+    def _patched_run(self, recorded: Recorded, masks: Tensor, every_slot: bool, observe: Observer | None) -> SpanRun:
+        return SpanRun(
+            *(self.blocks, self.base, recorded, masks, self._places(), self.topology),
+            every_slot=every_slot,
+            observe=observe,
+        )
+
+    def _places(self) -> SpanPlaces:
+        """The spans of the columns that are run of the batch at hand."""
+        state = self._state
+        assert state is not None
+        index = numbered(state.batch, self.spans.names)
+        read = set(index[state.batch.read_row, state.batch.read_column].tolist())
+        for span in sorted(read - set(np.flatnonzero(self.spans.read).tolist())):
+            raise ValueError(f"logits are read at the span {self.spans.names[span]!r}, where the graph reads none")
+        return SpanPlaces(self.spans, index[:, state.start :])
+
+
+def numbered(batch: Batch, names: Sequence[int | str]) -> Int[Tensor, "row pos"]:
+    """The place among `names` of every token's span, -1 at padding. Raises ValueError where a batch has other spans."""
+    if batch.spans is None:
+        raise ValueError("the graph has spans but these prompts have none")
+    unknown = [name for name in batch.span_names if name not in names]
+    if unknown:
+        raise ValueError(f"these prompts have a span {unknown[0]!r}, which the graph does not have")
+    table = torch.tensor([*(names.index(name) for name in batch.span_names), -1], device=batch.spans.device)
+    return table[batch.spans]
