@@ -78,7 +78,7 @@ def scaled_mix(
 def recorded_baseline(
     blocks: Sequence[Block], seen: Activations, dtype: torch.dtype, features: FeatureLayers = NO_FEATURES
 ) -> Baseline:
-    """The baseline of a counterfactual: a recorded pass on the corrupt prompts."""
+    """The baseline of a counterfactual, resample or noise ablation: the recorded pass that gives the ablated values."""
     assert seen.entry is not None and seen.final_in is not None
 
     def plain(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -104,7 +104,7 @@ def constant_baseline(
     positions: Int[Tensor, "row pos"],
     features: FeatureLayers = NO_FEATURES,
 ) -> Baseline:
-    """The baseline of a zero or mean ablation: the same values for every prompt.
+    """The baseline of a zero, mean or optimal ablation: the same values for every prompt.
 
     Raises ValueError where the means were measured without these features.
     """
@@ -173,6 +173,7 @@ class RunningMeans:
         self._positional = positional
         self._dtype = dtype
         self._sums: list[Tensor] = []
+        self._squares: list[Tensor] = []
         self._count: Tensor | None = None
 
     def add(self, seen: Activations, mask: Bool[Tensor, "row pos"], positions: Int[Tensor, "row pos"]) -> None:
@@ -182,24 +183,38 @@ class RunningMeans:
         values = [seen.entry, *scaled_mixes(self._blocks, seen, self._dtype), *seen.mlp_out, *fired]
         index = (positions if self._positional else torch.zeros_like(positions))[mask]
         length = int(index.max()) + 1
-        sums = []
+        sums, squares = [], []
         for value in values:
+            there = value[mask.to(value.device)].to(self._dtype)
             total = value.new_zeros((length, *value.shape[2:]), dtype=self._dtype)
-            sums.append(total.index_add_(0, index.to(value.device), value[mask.to(value.device)].to(self._dtype)))
+            sums.append(total.index_add(0, index.to(value.device), there))
+            squares.append(total.index_add(0, index.to(value.device), there.square()))
         count = torch.bincount(index, minlength=length).to(self._dtype)
         if self._count is not None:
             sums = [_add_longer(old, new) for old, new in zip(self._sums, sums, strict=True)]
+            squares = [_add_longer(old, new) for old, new in zip(self._squares, squares, strict=True)]
             count = _add_longer(self._count, count)
-        self._sums, self._count = sums, count
+        self._sums, self._squares, self._count = sums, squares, count
 
     def finish(self) -> SourceMeans:
         """The means so far."""
+        return self._shaped(self._over_tokens(self._sums))
+
+    def spread(self) -> SourceMeans:
+        """Standard deviations so far."""
+        means, squares = self._over_tokens(self._sums), self._over_tokens(self._squares)
+        pairs = zip(squares, means, strict=True)
+        return self._shaped([(square - mean.square()).clamp(min=0).sqrt() for square, mean in pairs])
+
+    def _over_tokens(self, sums: list[Tensor]) -> list[Tensor]:
         assert self._count is not None, "no pass was added"
         count = self._count.clamp(min=1)
-        means = [total / count.to(total.device).view(-1, *[1] * (total.ndim - 1)) for total in self._sums]
+        return [total / count.to(total.device).view(-1, *[1] * (total.ndim - 1)) for total in sums]
+
+    def _shaped(self, values: list[Tensor]) -> SourceMeans:
         layers = len(self._blocks)
-        heads, mlps, fired = means[1 : 1 + layers], means[1 + layers : 1 + 2 * layers], means[1 + 2 * layers :]
-        return SourceMeans(means[0], tuple(heads), tuple(mlps), dict(zip(self._features, fired, strict=True)))
+        heads, mlps, fired = values[1 : 1 + layers], values[1 + layers : 1 + 2 * layers], values[1 + 2 * layers :]
+        return SourceMeans(values[0], tuple(heads), tuple(mlps), dict(zip(self._features, fired, strict=True)))
 
 
 def _add_longer(a: Tensor, b: Tensor) -> Tensor:

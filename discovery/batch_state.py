@@ -11,7 +11,7 @@ from discovery.ablation import Ablation
 from discovery.baseline import Baseline
 from discovery.batch import Batch
 from discovery.block_run import Recorded
-from discovery.recording import Sequences
+from discovery.recording import Activations, Sequences
 
 
 @dataclass(eq=False)
@@ -29,6 +29,8 @@ class BatchState:
     corrupt_sequences: Sequences
     baseline: Baseline | None = None
     recorded: Recorded | None = None
+    clean: Activations | None = None
+    """The clean pass, where another ablation of the same prompts recorded it."""
     full_logits: Tensor | None = None
 
 

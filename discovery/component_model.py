@@ -19,12 +19,14 @@ from discovery.batch_state import BatchState, shared_columns, sum_rows
 from discovery.block_run import Recorded
 from discovery.blocks import Block, Norm, find_blocks
 from discovery.contraction import SlotGradients, contract
+from discovery.embedding_noise import noisy_embeddings
 from discovery.feature_layer import NO_FEATURES, FeatureLayers
 from discovery.gradient_passes import GradientPasses, Take
 from discovery.metrics import Metric
 from discovery.model import Point
 from discovery.patched_run import Observer, PatchedRun
 from discovery.recording import Activations, Sequences, projections_widened, record_pass, session
+from discovery.resampling import with_donors
 from discovery.rules import PLAIN, Rules
 from graphs.topology import Topology, transformer_topology
 
@@ -176,7 +178,7 @@ class ComponentModel:
     ) -> Tensor:
         lead = keep.shape[:-2]
         masks = self._all_edges(keep.reshape(-1, *keep.shape[-2:]).to(self.dtype))
-        with session(self.hf, self.arch, self.blocks), torch.set_grad_enabled(keep.requires_grad):
+        with session(self.hf, self.arch, self.blocks), torch.set_grad_enabled(keep.requires_grad or ablation.learning):
             recorded = self._recorded(self._prepare(batch, ablation))
             patched = self._patched_run(recorded, masks, every_slot, observe)
             logits = self._unembed(patched.final_stream())
@@ -207,13 +209,20 @@ class ComponentModel:
         if state is not None and state.key is batch and state.ablation == ablation:
             return state
         moved = batch.to(self.device)
-        start = shared_columns(moved) if self.share_prefix and ablation.kind == "counterfactual" else 0
+        if ablation.donors is not None:
+            moved = with_donors(moved, ablation.donors)
+        start = shared_columns(moved) if self.share_prefix and ablation.swaps_prompts else 0
         cache = self._prefix_cache(moved, start) if start else None
 
         def suffix(tokens: Tensor) -> Sequences:
             return Sequences(tokens[:, start:], moved.mask, moved.positions[:, start:], cache)
 
+        known = state if state is not None and state.key is batch else None
         self._state = BatchState(batch, moved, ablation, start, suffix(moved.clean), suffix(moved.corrupt))
+        if known is not None:  # another ablation of the same prompts
+            self._state.full_logits = known.full_logits
+            if known.recorded is not None and known.start == start:
+                self._state.clean = known.recorded.clean
         return self._state
 
     def _prefix_cache(self, batch: Batch, start: int) -> DynamicCache:
@@ -236,10 +245,9 @@ class ComponentModel:
     def baseline(self, state: BatchState) -> Baseline:
         """The ablated values of a batch, measured or made once."""
         if state.baseline is None:
-            if state.ablation.kind == "counterfactual":
-                state.baseline = recorded_baseline(
-                    self.blocks, self.record(state.corrupt_sequences), self.dtype, self.features
-                )
+            if state.ablation.still:
+                seen = self._ablated_pass(state)
+                state.baseline = recorded_baseline(self.blocks, seen, self.dtype, self.features)
             else:
                 rows, width = state.batch.clean.shape
                 d_model = self.blocks[0].weight("q").shape[-1]
@@ -249,11 +257,19 @@ class ComponentModel:
                 )
         return state.baseline
 
+    def _ablated_pass(self, state: BatchState) -> Activations:
+        """The run that gives the ablated values."""
+        if state.ablation.noise is None:
+            return self.record(state.corrupt_sequences)
+        with noisy_embeddings(self.hf, state.batch, state.ablation.noise):
+            return self.record(state.clean_sequences)
+
     def _recorded(self, state: BatchState) -> Recorded:
         if state.recorded is None:
             with torch.no_grad():
+                clean = state.clean or self.record(state.clean_sequences)
+            with torch.set_grad_enabled(state.ablation.learning):
                 baseline = self.baseline(state)
-                clean = self.record(state.clean_sequences)
                 state.recorded = Recorded(
                     sequences=state.clean_sequences,
                     clean=clean,

@@ -15,10 +15,10 @@ from discovery.ablation import Ablation
 from discovery.batch import Batch
 from discovery.component_model import ComponentModel
 from discovery.feature_layer import check_fit, feature_layer
-from discovery.loading import prepare_ablation
 from discovery.metrics import Metric
 from discovery.model import Point
 from discovery.narrow_gradients import over_points
+from discovery.preparation import prepare_ablation
 from discovery.recording import Activations
 from discovery.transcoder import TranscoderSet
 from discovery.workload import Workload
@@ -89,7 +89,10 @@ def choose_features(
             f"metric {workload.metric.name!r} has no gradient to choose features by; use another, such as logit-diff"
         )
     every = _with_every_feature(model, transcoders)
-    ablation = prepare_ablation(every, workload.ablation.kind, workload.batches)
+    ablation = workload.ablation
+    if ablation.kind in ("mean", "mean-positional", "optimal"):  # of other features; constants are learned for a graph
+        kind = "mean" if ablation.kind == "optimal" else ablation.kind
+        ablation = prepare_ablation(every, kind, workload.batches)
     sums: dict[int, Tensor] = {}
     with tqdm(total=workload.pair_count, desc="features", unit="pair", delay=1, leave=False) as bar:
         for batch in workload.batches:

@@ -57,7 +57,6 @@ class FeatureRun(PatchedRun):
         self._masks_given = keep
         assert recorded.clean.real is not None
         self._real: Bool[Tensor, "row pos"] = recorded.clean.real
-        self._every_slot = every_slot
         super().__init__(blocks, topology, recorded, keep, every_slot=every_slot, observe=observe)
 
     def _mlp_columns(self, block: Block) -> range:
@@ -138,7 +137,7 @@ class FeatureRun(PatchedRun):
 
     def _alike(self, own: Sequence[int], columns: range) -> dict[int, int]:
         """For every place with an input of its own the first place that reads the same mixture in every mask."""
-        if self._gradients or self._every_slot:
+        if self._own_inputs:
             return {place: place for place in own}
         places = [columns[place] for place in own]
         kept = torch.where(self._plan.used[:, places], self._masks_given[:, :, places].cpu(), torch.nan)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from discovery.ablation import COUNTERFACTUAL, ZERO, Ablation, AblationKind
 from discovery.architectures import architecture_of
-from discovery.baseline import RunningMeans
 from discovery.batch import Batch
 from discovery.component_model import ComponentModel, KvHeads
-from discovery.recording import Sequences, record_pass, session
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -168,20 +163,3 @@ def check_first_batch(model: ComponentModel, batch: Batch) -> float:
 def _relative(seen: Tensor, own: Tensor) -> float:
     """Largest difference over the largest value."""
     return float((seen - own).abs().max() / own.abs().max().clamp(min=1e-30))
-
-
-def prepare_ablation(model: ComponentModel, kind: AblationKind, batches: Sequence[Batch]) -> Ablation:
-    """An ablation ready to use; for the means, measured over the batches' corrupt prompts (real tokens only)."""
-    if kind == "counterfactual":
-        return COUNTERFACTUAL
-    if kind == "zero":
-        return ZERO
-    if not batches:
-        raise ValueError(f"ablation {kind!r} needs prompts to take means over")
-    means = RunningMeans(model.blocks, kind == "mean-positional", model.dtype, model.features)
-    with session(model.hf, model.arch, model.blocks), torch.no_grad():
-        for batch in tqdm(batches, desc="means", unit="batch", leave=False, delay=1):
-            moved = batch.to(model.device)
-            sequences = Sequences(moved.corrupt, moved.mask, moved.positions, None)
-            means.add(record_pass(model.hf, model.arch, model.blocks, sequences), moved.mask, moved.positions)
-    return Ablation(kind, means.finish())

@@ -40,9 +40,9 @@ class PatchedRun(BlockRun):
         observe: Observer | None = None,
     ) -> None:
         super().__init__(blocks, topology, recorded, keep.shape[0])
-        self._gradients = keep.requires_grad
+        self._own_inputs = every_slot or keep.requires_grad
         self._coupled = any(block.coupled for block in blocks)
-        self._plan = self._make_plan(keep, every_slot or self._gradients)
+        self._plan = self._make_plan(keep, self._own_inputs)
         self._needed: list[bool] = self._plan.used.any(1).tolist()
         entry = recorded.baseline.entry
         self._mixture = self._make_mixture(keep.to(device=entry.device, dtype=self._dtype), entry)

@@ -27,7 +27,7 @@ class SourceMixture:
         self._keep = keep
         self._plan = plan
         self._masks = keep.shape[0]
-        self._gradients = keep.requires_grad
+        self._gradients = torch.is_grad_enabled()  # for masks or for ablated values: nothing is written in place
         self._known: list[int] = []
         self._fresh: list[int] = []
         self._known_values = like.new_empty((1, like.numel()))
@@ -63,7 +63,8 @@ class SourceMixture:
     def _fresh_rows(self, stream: Tensor | None) -> Float[Tensor, "mask row value"] | None:
         """The stream (where it is wanted), then the differences computed in this run."""
         if self._gradients:
-            return torch.cat(self._fresh_values, 1) if self._fresh_values else None
+            first = [] if stream is None else [stream.reshape(self._masks, 1, -1)]
+            return torch.cat([*first, *self._fresh_values], 1) if first or self._fresh_values else None
         if stream is None and not self._fresh:
             return None
         rows = self._rows()

@@ -12,9 +12,10 @@ from discovery.ablation import ABLATIONS, COUNTERFACTUAL, AblationKind
 from discovery.batch import Batch
 from discovery.batches import make_batches
 from discovery.component_model import ComponentModel, KvHeads
-from discovery.loading import check_first_batch, prepare_ablation
+from discovery.loading import check_first_batch
 from discovery.metrics import METRICS
 from discovery.model import Point
+from discovery.preparation import prepare_ablation
 from discovery.task import PromptPair
 from tests.discovery.plain_hooks import PlainHooks
 from tests.discovery.residual_model import LOGIT_DIFFERENCE

@@ -14,10 +14,10 @@ from discovery.evaluate import evaluate
 from discovery.feature_choice import FeatureChoice, NoFeatures, choose_features
 from discovery.feature_model import FeatureModel
 from discovery.gate_check import recheck
-from discovery.loading import prepare_ablation
 from discovery.methods import eap, exact
 from discovery.metrics import METRICS
 from discovery.model import Point
+from discovery.preparation import prepare_ablation
 from discovery.transcoder import Activation, TranscoderSet
 from discovery.workload import Workload
 from graphs.error_share import error_share

@@ -18,9 +18,10 @@ from discovery.blocks import Block
 from discovery.component_model import ComponentModel, KvHeads
 from discovery.evaluate import evaluate
 from discovery.feature_model import FeatureModel
-from discovery.loading import check_first_batch, prepare_ablation
+from discovery.loading import check_first_batch
 from discovery.methods import METHODS
 from discovery.model import PatchableModel, Point
+from discovery.preparation import prepare_ablation
 from discovery.transcoder import Activation, BadTranscoder, Site, Transcoder, TranscoderSet
 from discovery.workload import Workload
 from graphs.prune import drop_dead_ends, random_circuit
