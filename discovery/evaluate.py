@@ -109,8 +109,8 @@ def compare_with_random(
     if count < 1:
         raise ValueError(f"a comparison needs at least one random circuit, not {count}")
     edges = int(circuit.kept.sum())
-    # Under counterfactual ablation dead ends change nothing, and without them many random circuits are empty: no run.
-    drop_dead = workload.ablation.kind == "counterfactual"
+    # Where ablated values are a run, dead ends change nothing, and without them many random circuits are empty: no run.
+    drop_dead = workload.ablation.still
     rivals = _random_circuits(model.topology, [edges], count, drop_dead, seed)
     values = measure(model, workload, [circuit, *rivals], masks_per_run).faithfulness()
     return RandomComparison(edges, float(values[0]), tuple(float(value) for value in values[1:]))

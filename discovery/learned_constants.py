@@ -20,7 +20,7 @@ class LearnedConstants:
         """start: means over all positions. spread: root mean square distance of the values from them, per coordinate."""
         self._start = start
         of_vectors = [_one_each(tensor) for tensor in (spread.input, *spread.heads, *spread.mlps)]
-        self._scales = [_nonzero(size) for size in (*of_vectors, *spread.features.values())]
+        self.scales = [_nonzero(size) for size in (*of_vectors, *spread.features.values())]
         self.offsets = [torch.zeros_like(tensor).requires_grad_() for tensor in start.tensors()]
 
     def current(self) -> Ablation:
@@ -34,7 +34,7 @@ class LearnedConstants:
     def _means(self, offsets: Iterable[Tensor]) -> SourceMeans:
         moved = [
             tensor + scale * offset
-            for tensor, scale, offset in zip(self._start.tensors(), self._scales, offsets, strict=True)
+            for tensor, scale, offset in zip(self._start.tensors(), self.scales, offsets, strict=True)
         ]
         return like_means(self._start, moved)
 

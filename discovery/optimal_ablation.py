@@ -78,7 +78,11 @@ def one_source_dropped(model: PatchableModel) -> Float[Tensor, "mask src dst"]:
 
 
 def _backward(
-    model: PatchableModel, batch: Batch, constants: LearnedConstants, keep: Float[Tensor, "mask src dst"], metric: Metric
+    model: PatchableModel,
+    batch: Batch,
+    constants: LearnedConstants,
+    keep: Float[Tensor, "mask src dst"],
+    metric: Metric,
 ) -> float:
     """Adds every source's gradient; gives the mean loss over sources and pairs."""
     full = model.full_logits(batch)

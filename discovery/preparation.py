@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
@@ -29,7 +29,7 @@ class AblationSettings:
     """Noise, in standard deviations of the embeddings."""
     noise_tokens: tuple[int, ...] = ()
     """Ids of the tokens that get it; none: those at positions where clean and corrupt prompts differ."""
-    learning: LearningSettings = LearningSettings()
+    learning: LearningSettings = field(default_factory=LearningSettings)
     """Of optimal constants (its seed is `seed`)."""
 
 

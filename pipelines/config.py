@@ -84,6 +84,19 @@ class TranscodersConfig:
 
 
 @dataclass(frozen=True)
+class AblatingConfig:
+    """What the ablations `noise` and `optimal` depend on."""
+
+    noise_scale: float = 3.0
+    """Noise on embeddings, in standard deviations of the model's token embeddings."""
+    noise_tokens: tuple[str, ...] = ()
+    """Tokens that get the noise, as text (or as ids, for models without a tokenizer); none = those at positions where
+    clean and corrupt prompts differ."""
+    learning_steps: int = 150
+    """Steps in which optimal constants are learned."""
+
+
+@dataclass(frozen=True)
 class SelectionConfig:
     """How the circuit is cut out of the scores: by `edges`, `size` or `threshold`, else by `reach`."""
 
@@ -160,8 +173,12 @@ class RunConfig:
     """The names."""
     export: ExportConfig = field(default_factory=ExportConfig)
     """The pictures."""
-    ablation: Literal["counterfactual", "zero", "mean", "mean-positional"] = "counterfactual"
+    ablation: Literal["counterfactual", "zero", "mean", "mean-positional", "resample", "noise", "optimal"] = (
+        "counterfactual"
+    )
     """What a dropped edge carries."""
+    ablating: AblatingConfig = field(default_factory=AblatingConfig)
+    """Details of the ablation."""
     batch_size: Literal["auto"] | int = "auto"
     """Pairs in one batch; auto = from free memory."""
     seed: int = 0

@@ -16,6 +16,7 @@ from pipelines.settings import ConfigError, to_toml
 from pipelines.store import (
     CIRCUIT,
     CONFIG,
+    CONSTANTS,
     EVALUATION,
     EXPORTS,
     FEATURES,
@@ -136,6 +137,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     del settings["out"], settings["export"], settings["labels"]
     if config.transcoders.name is None:
         del settings["transcoders"]
+    if config.ablation not in ("noise", "optimal"):
+        del settings["ablating"]
     return settings
 
 
@@ -146,6 +149,7 @@ def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
 
 def _compute(config: RunConfig, inputs: Inputs, store: RunStore) -> None:
     """The steps that need the model; those that are finished are read back."""
+    take_constants(store, inputs)
     if config.transcoders.name is None:
         check_graph(config, inputs)
         inputs.prepare()
@@ -153,6 +157,7 @@ def _compute(config: RunConfig, inputs: Inputs, store: RunStore) -> None:
         take_choice(store, inputs)
         inputs.prepare()
         check_graph(config, inputs)
+    keep_constants(store, inputs)
     store.note(
         inputs.clock.seconds,
         versions=versions(),
@@ -182,6 +187,22 @@ def take_choice(store: RunStore, inputs: Inputs) -> None:
         from discovery.feature_choice import FeatureChoice
 
         inputs.choice = FeatureChoice.from_json(store.read_json(FEATURES))
+
+
+def take_constants(store: RunStore, inputs: Inputs) -> None:
+    """Gives the inputs the optimal constants that a run has learned before, where it has."""
+    if store.finished("constants"):
+        inputs.constants = store.path(CONSTANTS).read_bytes()
+
+
+def keep_constants(store: RunStore, inputs: Inputs) -> None:
+    """Stores optimal constants, so that nothing is learned twice."""
+    from discovery.constants_file import constants_to_bytes
+
+    ablation = inputs.train.ablation
+    if ablation.kind == "optimal":
+        store.write_bytes(CONSTANTS, constants_to_bytes(ablation))
+        store.finish("constants", None)
 
 
 def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:

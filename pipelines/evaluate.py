@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.clock import Clock
-from pipelines.discover import judge, settings_of, take_choice
+from pipelines.discover import judge, settings_of, take_choice, take_constants
 from pipelines.fingerprint import hash_settings
 from pipelines.inputs import Inputs, read_task
 from pipelines.settings import Settings, build, from_file
@@ -33,6 +33,8 @@ def evaluate_run(directory: str | Path, settings: Settings) -> tuple[dict[str, A
     inputs = Inputs(config, read_task(config), Clock())
     _check_inputs(store, inputs)
     take_choice(store, inputs)
+    if config.ablation == "optimal":
+        take_constants(store, inputs)
     inputs.prepare()
     scores = store.read_scores(inputs.model.topology)
     circuit = dataclasses.replace(read_circuit(store.path(CIRCUIT).read_bytes()), scores=scores)

@@ -13,10 +13,12 @@ from pipelines.settings import ConfigError
 from pipelines.transcoders import hash_transcoders, read_transcoders
 
 if TYPE_CHECKING:
+    from discovery.ablation import Ablation
     from discovery.batch import Batch
     from discovery.component_model import ComponentModel
     from discovery.feature_choice import FeatureChoice
     from discovery.metrics import Metric
+    from discovery.preparation import AblationSettings
     from discovery.task import Task
     from discovery.workload import Workload
 
@@ -81,6 +83,8 @@ class Inputs:
         self._model: ComponentModel | None = None
         self._workloads: tuple[Workload, Workload] | None = None
         self.choice: FeatureChoice | None = None
+        self.constants: bytes | None = None
+        """The content of a file of learned constants, to be used instead of learning them."""
 
     @property
     def model(self) -> ComponentModel:
@@ -116,7 +120,7 @@ class Inputs:
 
     def prepare(self) -> None:
         """Loads the model, tokenises the pairs, chooses features, checks the first batch, measures the ablation."""
-        from discovery.loading import check_first_batch, prepare_ablation
+        from discovery.loading import check_first_batch
         from discovery.task import split
         from discovery.workload import Workload
 
@@ -130,10 +134,50 @@ class Inputs:
         with self.clock.time("check"):
             check_first_batch(self.model, train_batches[0])
         with self.clock.time("ablation"):
-            ablation = prepare_ablation(self.model, self.config.ablation, train_batches)
+            ablation = self._ablation(train_batches)
         self._workloads = (
             Workload(train_batches, self.metric, ablation),
             Workload(held_out_batches, self.metric, ablation),
+        )
+
+    def _ablation(self, batches: tuple[Batch, ...]) -> Ablation:
+        from discovery.constants_file import constants_from_bytes
+        from discovery.preparation import prepare_ablation
+
+        if self.constants is not None:
+            return constants_from_bytes(self.constants, self.model)
+        return prepare_ablation(self.model, self.config.ablation, batches, self._ablation_settings())
+
+    def _ablation_settings(self) -> AblationSettings:
+        from discovery.optimal_ablation import LearningSettings
+        from discovery.preparation import AblationSettings
+
+        wanted = self.config.ablating
+        return AblationSettings(
+            seed=self.config.seed,
+            noise_scale=wanted.noise_scale,
+            noise_tokens=self._noise_tokens() if self.config.ablation == "noise" else (),
+            learning=LearningSettings(steps=wanted.learning_steps),
+        )
+
+    def _noise_tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens that get noise. Raises ConfigError for what is no id, where there is no tokenizer."""
+        tokenizer, found = self.model.tokenizer, []
+        for text in self.config.ablating.noise_tokens:
+            if tokenizer is not None:
+                found += tokenizer.encode(text, add_special_tokens=False)
+            elif text.isdecimal():
+                found.append(int(text))
+            else:
+                raise ConfigError(f"ablating.noise_tokens: the model has no tokenizer, so {text!r} must be a token id")
+        return tuple(found)
+
+    def replace_ablation(self, ablation: Ablation) -> None:
+        """Puts another ablation in the place of the workloads' own."""
+        train, held_out = self._loaded
+        self._workloads = (
+            dataclasses.replace(train, ablation=ablation),
+            dataclasses.replace(held_out, ablation=ablation),
         )
 
     def _take_features(self, batches: tuple[Batch, ...]) -> None:
@@ -151,7 +195,9 @@ class Inputs:
         with self.clock.time("features"):
             if self.choice is None:
                 # Means are measured with the features of every dictionary, not with those of this graph.
-                work = Workload(batches, self.metric, Ablation(self.config.ablation))
+                kind = self.config.ablation
+                measured = kind in ("mean", "mean-positional", "optimal")
+                work = Workload(batches, self.metric, Ablation(kind) if measured else self._ablation(batches))
                 points = quadrature(wanted.steps, "midpoint")
                 self.choice = choose_features(self.model, transcoders, work, wanted.features, points)
             self._model = FeatureModel(self.model, transcoders, self.choice.by_layer, wanted.heads)

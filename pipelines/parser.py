@@ -87,6 +87,7 @@ def _add_discover(commands: argparse._SubParsersAction, name: str) -> None:
             "transcoders",
             "method",
             "ablation",
+            "ablating",
             "selection",
             "evaluation",
             "labels",
@@ -113,7 +114,9 @@ The same command resumes a run that was stopped, and reuses what is finished."""
 def _add_evaluate(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "evaluate a stored run again, with other sizes, ablation or metric")
     parser.add_argument("run", metavar="RUN", help="run directory of edgewise discover")
-    add_flags(parser, ("model", "task", "ablation", "evaluation", "batch_size"), leave_out=_FIXED_BY_THE_RUN)
+    add_flags(
+        parser, ("model", "task", "ablation", "ablating", "evaluation", "batch_size"), leave_out=_FIXED_BY_THE_RUN
+    )
 
 
 _FIXED_BY_THE_RUN = (

@@ -21,7 +21,8 @@ from discovery.feature_model import FeatureModel
 from discovery.loading import check_first_batch
 from discovery.methods import METHODS
 from discovery.model import PatchableModel, Point
-from discovery.preparation import prepare_ablation
+from discovery.optimal_ablation import LearningSettings
+from discovery.preparation import AblationSettings, prepare_ablation
 from discovery.transcoder import Activation, BadTranscoder, Site, Transcoder, TranscoderSet
 from discovery.workload import Workload
 from graphs.prune import drop_dead_ends, random_circuit
@@ -32,6 +33,7 @@ from tests.discovery.tiny_models import FAMILIES, tiny_batch, tiny_model
 from tests.discovery.tiny_transcoders import TranscoderKind, tiny_transcoders
 
 CLEAN = [Point(1.0, 1.0)]
+FEW_STEPS = AblationSettings(learning=LearningSettings(steps=1))  # any constants do
 # Kind of dictionary, what it reads, what it writes.
 DICTIONARIES: dict[str, tuple[TranscoderKind, Site, Site]] = {
     "relu": ("relu", "mlp-in", "mlp-out"),
@@ -102,9 +104,9 @@ def test_the_ends_are_the_model_and_slopes_are_derivatives(family: str, kind: st
 
 @pytest.mark.parametrize(
     ("family", "kind", "ablation"),
-    # Every kind meets every ablation, each in one of the families, and every family meets every ablation.
+    # Every kind meets three ablations, each in one of the families, and every family meets every ablation.
     [
-        (family, kind, ABLATIONS[1 + (FEW.index(family) + i) % 3])
+        (family, kind, ABLATIONS[1 + (2 * FEW.index(family) + i) % 6])
         for family in FEW
         for i, kind in enumerate(DICTIONARIES)
     ],
@@ -113,7 +115,7 @@ def test_slopes_under_other_ablations(family: str, kind: str, ablation: Ablation
     batch = tiny_batch()
     for heads in (True, False) if kind == "jumprelu" else (True,):
         model = load(family, kind, heads)
-        ready = prepare_ablation(model, ablation, [batch])
+        ready = prepare_ablation(model, ablation, [batch], FEW_STEPS)
         keep = ones(model).requires_grad_()
         full = model.run(batch, keep, ready)
         assert relative(full, model.full_logits(batch)) < 1e-5
@@ -128,9 +130,8 @@ def test_masks_do_not_depend_on_shortcuts_or_company(family: str, kind: str) -> 
     for heads in (True, False) if kind == "topk" else (True,):
         model = load(family, kind, heads)
         masks = random_masks(model)
-        # Every kind meets both ablations, in different families.
-        name: AblationKind = ("counterfactual", "mean")[SOME.index((family, kind)) % 2]
-        ablation = prepare_ablation(model, name, [batch])
+        name: AblationKind = ("counterfactual", "mean", "resample", "optimal", "noise")[SOME.index((family, kind)) % 5]
+        ablation = prepare_ablation(model, name, [batch], FEW_STEPS)
         plain = torch.stack([model._run(batch, mask.float(), ablation, every_slot=True) for mask in masks])
         assert relative(model.run(batch, masks, ablation), plain) < 1e-4
         assert relative(torch.stack([model.run(batch, mask, ablation) for mask in masks]), plain) < 1e-4
