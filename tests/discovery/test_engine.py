@@ -243,7 +243,7 @@ def test_points_that_share_a_pass_are_points_alone(
     model, batch = load(family, kv_heads), tiny_batch(width=12, first_change=8)
     points = [Point(0.0, 0.1), Point(0.2, 0.2), Point(0.4, 0.3), Point(0.7, 0.2), Point(1.0, 0.2)]
     together = model.linearize(batch, METRIC, points, COUNTERFACTUAL)
-    monkeypatch.setattr("discovery.component_model._TOKENS_PER_PASS", 1)
+    monkeypatch.setattr("discovery.gradient_passes._TOKENS_PER_PASS", 1)
     assert relative(model.linearize(batch, METRIC, points, COUNTERFACTUAL), together) < 1e-5
 
 
