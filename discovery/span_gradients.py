@@ -30,6 +30,8 @@ class SpanGradients:
     """Type of all that is computed here."""
     places: SpanPlaces
     """The batch's spans."""
+    frozen_norms: bool = False
+    """Whether norms' scales count as constant."""
     heads: list[dict[int, NarrowGradients]] = field(default_factory=list)
     """Per layer, by span of the reading head: its q, k and v slots at all columns."""
     mlps: list[Float[Tensor, "row pos d_model"]] = field(default_factory=list)
@@ -62,9 +64,8 @@ class SpanGradients:
         for span in self.places.present:
             part = self.places.at(span).repeat(points, 1).unsqueeze(-1).to(gradient.device) * gradient
             slots = torch.autograd.grad(mix, raw, part, materialize_grads=True, retain_graph=True)
-            new = narrow_gradients(
-                block.attention_norm, stream, linear, block.split([slot.to(self.dtype) for slot in slots]), points
-            )
+            split = block.split([slot.to(self.dtype) for slot in slots])
+            new = narrow_gradients(block.attention_norm, stream, linear, split, points, self.frozen_norms)
             if span in self.heads[block.index]:
                 self.heads[block.index][span].add(new)
             else:
@@ -74,7 +75,7 @@ class SpanGradients:
         self, block: Block, seen: Activations, gradient: Float[Tensor, "all pos d_model"], points: int
     ) -> None:
         stream, normed = (kept[block.index].detach().to(self.dtype) for kept in (seen.mlp_in, seen.mlp_normed))
-        wide = over_points(through_norm(block.mlp_norm, stream, normed, gradient), points)
+        wide = over_points(through_norm(block.mlp_norm, stream, normed, gradient, self.frozen_norms), points)
         if len(self.mlps) <= block.index:
             self.mlps.append(wide)
         else:

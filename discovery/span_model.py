@@ -13,11 +13,13 @@ from discovery.ablation import Ablation
 from discovery.baseline import differences
 from discovery.batch import Batch
 from discovery.batch_state import sum_rows
+from discovery.block_run import Recorded
 from discovery.component_model import ComponentModel
 from discovery.metrics import Metric
 from discovery.model import Point
-from discovery.patched_run import Observer, Recorded
+from discovery.patched_run import Observer
 from discovery.recording import session
+from discovery.rules import PLAIN, Rules
 from discovery.span_gradients import SpanContraction, SpanGradients
 from discovery.span_places import SpanPlaces
 from discovery.span_run import SpanRun
@@ -45,13 +47,13 @@ class SpanModel(ComponentModel):
         self.topology = span_topology(self.base, spans)
 
     def linearize(
-        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation
+        self, batch: Batch, metric: Metric, points: Sequence[Point], ablation: Ablation, rules: Rules = PLAIN
     ) -> Float[Tensor, "pair src dst"]:
         """See `PatchableModel.linearize`."""
         with session(self.hf, self.arch, self.blocks):
             self._prepare(batch, ablation)
-        gradients = SpanGradients(self.blocks, self.dtype, self._places())
-        clean, baseline = self.differentiate(batch, metric, points, ablation, gradients.add)
+        gradients = SpanGradients(self.blocks, self.dtype, self._places(), rules.norms)
+        clean, baseline = self.differentiate(batch, metric, points, ablation, gradients.add, rules)
         with torch.no_grad():
             change = differences(self.blocks, clean, baseline, self.dtype)
             rows = SpanContraction(change, gradients).scores()

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from discovery.block_run import Recorded
 from discovery.blocks import Block
 from discovery.patch_plan import Plan, kept_and_dropped, own_inputs, settle, sort_slots
-from discovery.patched_run import Observer, PatchedRun, Recorded
+from discovery.patched_run import Observer, PatchedRun
 from discovery.source_mixture import Reads, SourceMixture
 from discovery.span_places import SpanPlaces
 from graphs.node import Port

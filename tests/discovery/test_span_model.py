@@ -149,7 +149,10 @@ def test_a_mask_that_is_alike_for_all_spans_is_the_run_without_spans(family: str
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [(family, ("eap", "exact", "eap-ig", "eap", "clean-corrupted", "eap")[i % 6]) for i, family in enumerate(FAMILIES)],
+    [
+        (family, ("eap", "exact", "eap-ig", "relp", "clean-corrupted", "eap-ig-activations")[i % 6])
+        for i, family in enumerate(FAMILIES)
+    ],
 )
 def test_methods_conform_and_evaluation_has_its_ends(family: str, name: str) -> None:
     model = load(family, count=2)
