@@ -3,79 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from scipy.sparse import csr_array
-from transformers import PreTrainedTokenizerBase
 
 from discovery.corpus_pass import CorpusState, GroupState
 from discovery.corpus_plan import CorpusPlan
 from discovery.evidence_settings import SPLITS, EvidenceSettings
-from discovery.token_text import token_texts
-from graphs.evidence import Context, ContextKind, Split, TokenEffect
+from discovery.passages import Passage, Texts
+from graphs.evidence import ContextKind, Split, TokenEffect
 
 _BLOCK = 256  # nodes whose likeness to all of the pool is held at a time
 _CONTEXT_WEIGHT = 0.25  # of the tokens around the peak, beside the peak's own
 _SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A window of text before it has a number: what `Context` says of it."""
-
-    kind: ContextKind
-    """Why it is here."""
-    document: int
-    """Number of the document."""
-    start: int
-    """Position of the first token in it."""
-    ids: tuple[int, ...]
-    """Token ids."""
-    activations: tuple[float, ...]
-    """Of the node, for each."""
-    following: int | None = None
-    """Token behind the peak."""
-    quantile: float | None = None
-    """Of a `spread` window."""
-
-
-class Texts:
-    """Texts of tokens, made when they are first asked for."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        """The text of one token; hostile."""
-        if token not in self._known:
-            self._known[token] = token_texts([token], self._tokenizer)[0]
-        return self._known[token]
-
-
-def contexts(passages: Mapping[Split, Sequence[Passage]], texts: Texts) -> tuple[Context, ...]:
-    """The passages as evidence shows them, numbered. Asserts that no document explains and scores."""
-    sides = [{passage.document for passage in passages.get(split, ())} for split in SPLITS]
-    assert not sides[0] & sides[1], f"document {min(sides[0] & sides[1])} would both explain and score"
-    found: list[Context] = []
-    for split in SPLITS:
-        for one in passages.get(split, ()):
-            found.append(
-                Context(
-                    id=f"c{len(found) + 1}",
-                    kind=one.kind,
-                    split=split,
-                    document=one.document,
-                    start=one.start,
-                    tokens=tuple(map(texts, one.ids)),
-                    activations=one.activations,
-                    following="" if one.following is None else texts(one.following),
-                    quantile=one.quantile,
-                )
-            )
-    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +56,9 @@ class ChosenContexts:
 
     def of_meter(
         self, number: int, contrasts: Callable[[int], Mapping[Split, Sequence[Passage]]] | None = None
-    ) -> Iterator[tuple[dict[Split, list[Passage]], tuple[Counter[int], Counter[int], int]]]:
-        """For each node of a meter: its passages, and counts of peak tokens and of tokens behind them over the `explain` draw.
+    ) -> Iterator[tuple[dict[Split, list[Passage]], list[Passage], tuple[Counter[int], Counter[int], int]]]:
+        """For each node of a meter: the passages that are shown, those that rules learn from besides, and counts of peak tokens
+        and of tokens behind them over the `explain` draw.
 
         contrasts: of a node, inactive prompts of the task whose twin is active; they come before other hard negatives.
         """
@@ -129,7 +73,7 @@ class ChosenContexts:
                     split: self._passages(number, node, split, likeness[split][place], mine.get(split, ()))
                     for split in SPLITS
                 }
-                yield passages, counted[place][:3]
+                yield passages, self._unshown(number, node, likeness["explain"][place], passages), counted[place][:3]
 
     def _bag(self, split: Split) -> csr_array:
         """Which tokens each window of the pool holds."""
@@ -184,15 +128,8 @@ class ChosenContexts:
         found: list[Passage] = []
         told: set[tuple[int, ...]] = set()
 
-        def take(passages: Iterator[Passage], count: int) -> None:
-            left = count
-            for one in passages if left > 0 else ():
-                if one.ids not in told:
-                    told.add(one.ids)
-                    found.append(one)
-                    left -= 1
-                if not left:
-                    break
+        def take(passages: Iterable[Passage], count: int) -> None:
+            found.extend(islice(_fresh(passages, told), max(0, count)))
 
         if split == "explain":
             top = self._top[number]
@@ -203,13 +140,38 @@ class ChosenContexts:
         hard = round(self.settings.hard * self.settings.negatives)
         before = len(found)
         take(iter(contrasts), hard)
+        alike, drawn = self._inactive(number, node, split, likeness)
+        take(alike, hard - (len(found) - before))
+        take(drawn, self.settings.negatives - (len(found) - before))
+        return found
+
+    def _inactive(
+        self, number: int, node: int, split: Split, likeness: np.ndarray
+    ) -> tuple[Iterator[Passage], Iterator[Passage]]:
+        """Silent windows of the pool, the most alike first, and in random order."""
         silent = np.flatnonzero(self._sample[split][number].silent[:, node])
         order = silent[np.argsort(-likeness[silent], kind="stable")]
         alike = (self._silent("hard-negative", split, int(place)) for place in order if likeness[place] > 0)
-        take(alike, hard - (len(found) - before))
         drawn = np.random.default_rng((self.settings.seed, number, node)).permutation(silent)
-        rest = self.settings.negatives - (len(found) - before)
-        take((self._silent("negative", split, int(place)) for place in drawn), rest)
+        return alike, (self._silent("negative", split, int(place)) for place in drawn)
+
+    def _unshown(
+        self, number: int, node: int, likeness: np.ndarray, shown: Mapping[Split, Sequence[Passage]]
+    ) -> list[Passage]:
+        """The rest of the `explain` draw, and further silent windows of its documents, as hard as those that are shown."""
+        told = {one.ids for one in shown["explain"]}
+        found: list[Passage] = []
+
+        def take(passages: Iterable[Passage], count: int) -> None:
+            found.extend(islice(_fresh(passages, told), max(0, count)))
+
+        group = self._sample["explain"][number]
+        places = np.flatnonzero(group.held[node])
+        take((self._passage("spread", group, node, int(place)) for place in places), len(places))
+        alike, drawn = self._inactive(number, node, "explain", likeness)
+        firing, hard = len(found), round(self.settings.hard * self.settings.unshown)
+        take(alike, hard)
+        take(drawn, self.settings.unshown - (len(found) - firing))
         return found
 
     def _spread(self, group: _Group, node: int, wanted: int, told: set[tuple[int, ...]]) -> Iterator[Passage]:
@@ -245,6 +207,14 @@ class ChosenContexts:
         return Passage(
             kind, window.document, window.start + first, window.tokens[first : first + width], (0.0,) * width
         )
+
+
+def _fresh(passages: Iterable[Passage], told: set[tuple[int, ...]]) -> Iterator[Passage]:
+    """Those whose text has not been told, each noted as it is taken."""
+    for one in passages:
+        if one.ids not in told:
+            told.add(one.ids)
+            yield one
 
 
 def _peak(activations: Sequence[float]) -> int:

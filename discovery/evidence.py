@@ -13,7 +13,7 @@ import torch.distributed
 
 from discovery.batches import model_limits
 from discovery.causal_evidence import causal_effects
-from discovery.chosen_contexts import ChosenContexts, Texts, contexts, documents_of, shares
+from discovery.chosen_contexts import ChosenContexts, documents_of, shares
 from discovery.component_model import ComponentModel
 from discovery.corpus_files import Document, Window, token_windows
 from discovery.corpus_pass import CorpusPass, CorpusState, with_thresholds
@@ -21,6 +21,7 @@ from discovery.corpus_plan import CorpusPlan
 from discovery.evidence_settings import SPLITS, EvidenceSettings
 from discovery.head_evidence import head_evidence
 from discovery.node_meters import FeatureMeter, WriteMeter, meters_of
+from discovery.passages import Texts, contexts, examples
 from discovery.projections import project, write_directions
 from discovery.task_evidence import TaskEvidence, task_evidence
 from discovery.transcoder import TranscoderSet
@@ -163,13 +164,15 @@ class _Builder:
         tokens, documents = sum(group.tokens for group in groups), documents_of(self.plan)
         contrasts, projected = self.task.contrasts[number], self._projections(number)
         found = self.chosen.of_meter(number, lambda node: contrasts.get(node, {}))
-        for place, (node, (passages, (peaks, follows, sampled))) in enumerate(zip(meter.nodes, found, strict=True)):
+        for place, (node, (passages, unshown, counts)) in enumerate(zip(meter.nodes, found, strict=True)):
             if node not in self.mine:
                 continue
             up, down = projected[place] if projected else ((), ())
+            peaks, follows, sampled = counts
             yield replace(
                 Evidence(node, self.source.model.name),
                 contexts=contexts(passages, self.texts),
+                examples=examples(unshown, self.texts),
                 density=int(tokens[place]) / max(1, seen),  # type: ignore[index]
                 windows=int(fired[place]),  # type: ignore[index]
                 documents=documents,

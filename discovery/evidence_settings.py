@@ -28,8 +28,11 @@ class EvidenceSettings:
     """Windows without activity, to explain and to score each."""
     hard: float = 0.5
     """Share of those that are like the active ones."""
-    sample: int = 32
-    """Firing windows that are drawn of each node and split: what quantiles, peak tokens and following tokens are counted on."""
+    sample: int = 64
+    """Firing windows that are drawn of each node and split: what quantiles, peak tokens and following tokens are counted on.
+    Rules learn from all that explain."""
+    unshown: int = 100
+    """Windows without activity that rules learn from, beside those that are shown."""
     pool: int = 4096
     """Windows of each split among which inactive ones are looked for, the same for all nodes."""
     busy: float = 0.1
@@ -51,6 +54,8 @@ class EvidenceSettings:
             raise ValueError(f"evidence: windows of {self.width} tokens cannot have {self.before} in front of the peak")
         if min(self.top, self.spread, self.scored, self.negatives, self.sample, self.pool) < 1:
             raise ValueError("evidence: every number of windows must be at least 1")
+        if self.unshown < 0:
+            raise ValueError(f"evidence: the number of unshown windows must not be negative, not {self.unshown}")
         if not 0 < self.score_share < 1 or not 0 <= self.hard <= 1 or not 0 < self.busy < 1:
             raise ValueError("evidence: score_share and busy lie between 0 and 1, hard from 0 to 1")
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.batch import Batch
-from discovery.chosen_contexts import Passage, drawn_split
+from discovery.chosen_contexts import drawn_split
 from discovery.component_model import ComponentModel
 from discovery.evidence_settings import SPLITS, EvidenceSettings
 from discovery.node_meters import FeatureMeter, WriteMeter
+from discovery.passages import Passage
 from discovery.projections import readout, write_directions
 from discovery.recording import Activations, Sequences, record_pass, session
 from discovery.sites import at_site

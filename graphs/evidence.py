@@ -45,6 +45,34 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A further window of a document that explains, kept short: rules learn from more windows than a prompt holds."""
+
+    document: int
+    """Number of the document in the corpus."""
+    tokens: tuple[str, ...]
+    """Texts of the tokens; hostile."""
+    places: tuple[int, ...] = ()
+    """Tokens at which the node is active, in rising order; none in a silent window."""
+    values: tuple[float, ...] = ()
+    """Its activations there, to four digits."""
+    hard: bool = False
+    """Of a silent window: whether it is like the active ones."""
+
+    def __post_init__(self) -> None:
+        if len(self.places) != len(self.values) or any(not 0 <= place < len(self.tokens) for place in self.places):
+            raise ValueError(f"an example of {len(self.tokens)} tokens is active at {list(self.places)[:5]}")
+
+    @property
+    def context(self) -> Context:
+        """The same window as those that are shown, without an id."""
+        active = dict(zip(self.places, self.values))
+        kind = "spread" if active else "hard-negative" if self.hard else "negative"
+        activations = tuple(active.get(place, 0.0) for place in range(len(self.tokens)))
+        return Context("", kind, "explain", self.document, 0, self.tokens, activations)
+
+
+@dataclass(frozen=True)
 class TokenEffect:
     """One vocabulary entry and how strongly it is meant."""
 
@@ -134,6 +162,8 @@ class Evidence:
     """The model's name."""
     contexts: tuple[Context, ...] = ()
     """Windows; for features, MLPs and neurons. Never empty for a node that fires at all."""
+    examples: tuple[Example, ...] = ()
+    """Further windows of the documents that explain: nobody is shown them, rules learn from them."""
     density: float | None = None
     """Share of the corpus's tokens at which it is active."""
     windows: int = 0

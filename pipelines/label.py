@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -135,6 +135,8 @@ def collect(store: RunStore, request: LabelRequest) -> dict[NodeId, Evidence]:
 
 def _made_from(store: RunStore, subject: Discovered | Traced, request: LabelRequest) -> dict[str, Any]:
     """All that evidence depends on."""
+    from discovery.evidence_settings import EvidenceSettings
+
     own = not request.corpus and subject.is_embedded
     return {
         "inputs": store.run.get("inputs"),
@@ -142,6 +144,7 @@ def _made_from(store: RunStore, subject: Discovered | Traced, request: LabelRequ
         "corpus": {Path(name).name: hash_file(Path(name)) for name in request.corpus},
         "generated": {"seed": GENERATED, "documents": request.documents} if own else None,
         "pairs": request.pairs,
+        "settings": asdict(EvidenceSettings()),
     }
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from discovery.ablation import COUNTERFACTUAL
-from discovery.chosen_contexts import Texts
 from discovery.component_model import ComponentModel
 from discovery.corpus_files import Document
 from discovery.evidence import EvidenceSource, collect_evidence
 from discovery.evidence_settings import EvidenceSettings
 from discovery.head_evidence import head_evidence, repeats
 from discovery.metrics import METRICS
+from discovery.passages import Texts
 from discovery.projections import project, write_directions
 from discovery.recording import Sequences, record_pass, session
 from discovery.sites import at_site
@@ -33,7 +33,7 @@ from tests.discovery.tiny_models import tiny_batch, tiny_model
 from tests.discovery.tiny_transcoders import record, tiny_transcoders
 
 SMALL = EvidenceSettings(
-    width=5, before=3, top=2, spread=3, scored=3, negatives=4, sample=8, pool=30, pass_width=24, pass_tokens=128,
+    width=5, before=3, top=2, spread=3, scored=3, negatives=4, sample=8, unshown=6, pool=30, pass_width=24, pass_tokens=128,
     calibration=300,
 )  # fmt: skip
 FEATURES = 11
@@ -135,6 +135,35 @@ def test_contexts_are_what_the_model_does(made: tuple[EvidenceSource, dict[NodeI
         assert max([0.0, *spread]) <= max([0.0, *peaks]) + 1e-6
         assert abs(sum(share.value for share in evidence.peaks)) <= 1 + 1e-9
     assert hard, "no prompt of the task is a contrast: the test looks at nothing"
+
+
+def test_rules_learn_from_what_is_not_shown(made: tuple[EvidenceSource, dict[NodeId, Evidence]]) -> None:
+    """Every further window: of a document that explains, not shown, and active just where the model says."""
+    source, found = made
+    transcoder = source.transcoders.by_layer[1]  # type: ignore[union-attr]
+    firing = silent = 0
+    for node, evidence in found.items():
+        shown = {context.tokens for context in evidence.of("explain")}
+        assert len({*shown, *(one.tokens for one in evidence.examples)}) == len(shown) + len(evidence.examples)
+        assert sum(not one.places for one in evidence.examples) <= SMALL.unshown
+        assert sum(one.hard for one in evidence.examples) <= SMALL.unshown / 2
+        for one in evidence.examples if node.kind == "feature" else ():
+            assert source.settings.split_of(one.document) == "explain"
+            ids = source.documents[one.document].content
+            assert isinstance(ids, tuple)
+            wanted, fits = [0.0] * len(one.tokens), []
+            for place, value in zip(one.places, one.values):
+                wanted[place] = value
+            for start in range(len(ids) - len(one.tokens) + 1):
+                piece = start // 24 * 24
+                if tuple(map(str, ids[start : start + len(one.tokens)])) == one.tokens:
+                    seen = record(source.model, torch.tensor([ids[piece : piece + 24]]))
+                    values = transcoder.encode(at_site(source.model.blocks, seen, 1, "mlp-in")[0])[:, node.index or 0]
+                    own = values[start - piece :][: len(one.tokens)].tolist()
+                    fits.append(own == pytest.approx(wanted, rel=1e-3, abs=1e-6))
+            assert any(fits)
+            firing, silent = firing + bool(one.places), silent + (not one.places)
+    assert firing > 5 and silent > 5
 
 
 def test_projection_and_direct_effects(made: tuple[EvidenceSource, dict[NodeId, Evidence]]) -> None:
