@@ -11,10 +11,11 @@ from graphs.evidence import Context, Evidence
 from graphs.label import LONGEST, Expectation, Label, Role, Score
 from labelers.head_roles import Named, by_attention, name_head
 from labelers.predicate import Predicate
-from labelers.rule_choice import POSITIVE, Choice, Examples, choose
+from labelers.rule_choice import MAIN, Choice, choose
+from labelers.rule_examples import POSITIVE, Examples
 from labelers.rules.rule import show
 
-LEAST = 0.7
+LEAST = 0.65
 """Balanced accuracy that a rule must promise on the explaining windows to be a name."""
 _FIXED: dict[str, str] = {
     "input": "token embeddings",
@@ -115,15 +116,15 @@ def _of_named(evidence: Evidence, named: Named) -> Label:
 
 
 def _choice(evidence: Evidence) -> Choice | None:
-    contexts = evidence.of("explain")
-    if not any(context.kind in POSITIVE and context.tokens for context in contexts):
+    if not any(context.kind in POSITIVE and context.tokens for context in evidence.of("explain")):
         return None
-    return choose(Examples.of([context for context in contexts if context.tokens]))
+    return choose(Examples.that_explain(evidence))
 
 
 def _of_rule(evidence: Evidence, choice: Choice) -> Label:
     predicate = choice.predicate
     text, role = _said(evidence, predicate)
+    role = role if choice.main >= MAIN else "mixed"
     fits, against = _for_and_against(evidence.of("explain"), predicate)
     return Label(
         evidence.node,
@@ -141,15 +142,16 @@ def _of_rule(evidence: Evidence, choice: Choice) -> Label:
 
 
 def _said(evidence: Evidence, predicate: Predicate) -> tuple[str, Role]:
-    """The label's text and role: `say "x"` where the rule is about what follows and the node raises just that."""
-    following = [atom for atom in predicate.atoms if atom.rule == "next"]
+    """The label's text and role: `say "x"` where the first branch is about what follows and the node raises just that."""
+    branch = predicate.branches[0]
+    following = [atom for atom in branch.atoms if atom.rule == "next"]
     if following:
         raised = {effect.token for effect in evidence.promotes}
         lowered = {effect.token for effect in evidence.suppresses}
         words = following[0].words
         if raised.intersection(words) and not lowered.intersection(words):
             first = replace(following[0], words=tuple(sorted(words, key=lambda word: word not in raised)))
-            rest = [atom.text for atom in predicate.atoms if atom is not following[0]]
+            rest = [atom.text for atom in branch.atoms if atom is not following[0]]
             said = " ".join(["say " + first.text.removeprefix("before "), *rest])
             return " ".join(said.split()[:LONGEST]), "promotes"
     return predicate.text, "detects"
@@ -175,7 +177,8 @@ def _description(evidence: Evidence, predicate: Predicate, fits: Sequence[str]) 
 
 
 def _whole(predicate: Predicate) -> str:
-    return "; and ".join(f"{atom.rule} {_listed(atom.words)}" for atom in predicate.atoms)
+    said = ["; and ".join(f"{atom.rule} {_listed(atom.words)}" for atom in one.atoms) for one in predicate.branches]
+    return "; or ".join(said)
 
 
 def _listed(words: Sequence[str]) -> str:

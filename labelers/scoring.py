@@ -14,7 +14,7 @@ from graphs.label import Label, Score
 from graphs.node import NodeId
 from labelers.causal_test import judged
 from labelers.questions import Judge, Question, Test, Window
-from labelers.rule_choice import FIRES, POSITIVE
+from labelers.rule_examples import FIRES, POSITIVE
 
 TESTS: tuple[Test, ...] = ("detection", "fuzzing", "intruder")
 _INTRUDED = 5
@@ -81,9 +81,8 @@ def score_labels(
 
 def check_disjoint(evidence: Evidence) -> None:
     """Raises LeakedDocuments where a document both explains and scores."""
-    shared = {context.document for context in evidence.of("explain")} & {
-        context.document for context in evidence.of("score")
-    }
+    explain = {item.document for item in (*evidence.of("explain"), *evidence.examples)}
+    shared = explain & {context.document for context in evidence.of("score")}
     if shared:
         raise LeakedDocuments(
             f"{evidence.node}: document {min(shared)} both explains and scores: collect evidence anew"

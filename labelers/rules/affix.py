@@ -21,13 +21,13 @@ def _rule(part: Callable[[str, int], str], say: str) -> Rule:
 
     def words(text: Text, at: Mask) -> Iterable[str]:
         counts: dict[str, int] = {}
-        for token in seen(text, at):
+        for token in seen(text, at, 1):
             for length in _LENGTHS:
                 if len(_bare(token)) > length and part(_bare(token), length).isalpha():
                     counts[part(_bare(token), length)] = counts.get(part(_bare(token), length), 0) + 1
         return [word for word, count in counts.items() if count >= 3]
 
-    return Rule(where, words, lambda chosen: f"{say} {quoted(chosen)}", most=3)
+    return Rule(where, words, lambda chosen: f"{say} {quoted(chosen)}")
 
 
 def _bare(token: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from labelers.rules.rule import Mask, Rule, quoted
+from labelers.rules.rule import Mask, Rule, quoted, seen_before
 from labelers.text import Text
 
 
@@ -13,12 +11,9 @@ def _within(reach: int, say: str) -> Rule:
         return text.recently(text.is_one_of(words), reach)
 
     def words(text: Text, at: Mask) -> list[str]:
-        found: dict[str, None] = {}
-        for place in np.flatnonzero(at):
-            found |= dict.fromkeys(text.tokens[max(text.first[place], place - reach) : place])
-        return list(found)
+        return seen_before(text, at, reach)
 
-    return Rule(where, words, lambda chosen: f"{say} {quoted(chosen)}", most=4, order=2)
+    return Rule(where, words, lambda chosen: f"{say} {quoted(chosen)}", order=2)
 
 
 SOON = _within(5, "soon after")

@@ -27,12 +27,10 @@ def _capitalised_inside(text: Text) -> Mask:
 
 
 def _repeated(text: Text) -> Mask:
-    result = np.zeros(len(text.tokens), dtype=bool)
-    before: set[tuple[int, int]] = set()
-    for place, key in enumerate(zip(text.first.tolist(), text.codes.tolist())):
-        result[place] = key in before and any(map(str.isalnum, text.tokens[place]))
-        before.add(key)
-    return result
+    both = text.first * len(text.numbers) + text.codes
+    result = np.ones(len(text.tokens), dtype=bool)
+    result[np.unique(both, return_index=True)[1]] = False
+    return result & text.is_one_of([token for token in text.numbers if any(map(str.isalnum, token))])
 
 
 def _repeated_name(text: Text) -> Mask:
@@ -57,4 +55,4 @@ def _where(text: Text, words: tuple[str, ...]) -> Mask:
     return np.logical_or.reduce([np.zeros(len(text.tokens), dtype=bool), *masks])
 
 
-RULE = Rule(_where, lambda text, at: _PLACES, " or ".join, most=1)
+RULE = Rule(_where, lambda text, at: _PLACES, " or ".join)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from jaxtyping import Bool
 from labelers.text import Text
 
 Mask = Bool[np.ndarray, " token"]
+
+LEAST_SUPPORT = 2
+"""Windows in which a word of a rule must hold: what was seen once is not a rule."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,32 @@ class Rule:
     """Words that are worth a try, given where the node fires."""
     say: Callable[[tuple[str, ...]], str]
     """A name of a few words."""
-    most: int = 8
-    """How many words it may have."""
     order: int = 0
     """Where it stands in the name of several rules: what the token is comes first, then what is beside it."""
 
 
-def seen(text: Text, at: Mask) -> list[str]:
-    """The different tokens at these places, in their order."""
-    return list(dict.fromkeys(text.tokens[place] for place in np.flatnonzero(at)))
+def seen(text: Text, at: Mask, least: int = LEAST_SUPPORT) -> list[str]:
+    """The different tokens at these places in at least so many windows, in their order."""
+    places = np.flatnonzero(at)
+    return _often(zip(text.first[places].tolist(), (text.tokens[place] for place in places)), least)
+
+
+def seen_before(text: Text, at: Mask, reach: int, least: int = LEAST_SUPPORT) -> list[str]:
+    """The same for tokens among the `reach` ones in front of these places, in their own window."""
+    places = np.flatnonzero(at)
+    return _often(
+        (
+            (first, token)
+            for place, first in zip(places.tolist(), text.first[places].tolist())
+            for token in text.tokens[max(first, place - reach) : place]
+        ),
+        least,
+    )
+
+
+def _often(found: Iterable[tuple[int, str]], least: int) -> list[str]:
+    counts = Counter(token for _, token in dict.fromkeys(found))
+    return [token for token, count in counts.items() if count >= least]
 
 
 _SHOWN = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from labelers.rules.rule import Mask, Rule
 from labelers.text import Text
@@ -41,9 +42,13 @@ _CLASSES: dict[str, Callable[[str], bool]] = {
 """Name of the class -> whether a token is of it."""
 
 
+@lru_cache(maxsize=1 << 16)
+def _classes_of(token: str) -> frozenset[str]:
+    return frozenset(word for word, test in _CLASSES.items() if test(token))
+
+
 def _where(text: Text, words: tuple[str, ...]) -> Mask:
-    chosen = [_CLASSES[word] for word in words if word in _CLASSES]
-    return text.is_one_of([token for token in text.numbers if any(test(token) for test in chosen)])
+    return text.is_one_of([token for token in text.numbers if not _classes_of(token).isdisjoint(words)])
 
 
-RULE = Rule(_where, lambda text, at: _CLASSES, " or ".join, most=2)
+RULE = Rule(_where, lambda text, at: _CLASSES, " or ".join)
