@@ -46,8 +46,8 @@ def read_delphi(folder: Path, *, hookpoint: str | None = None) -> Imported:
 def write_delphi(labels: Mapping[NodeId, Label], *, hookpoint: str = "layers.{layer}.mlp") -> dict[str, bytes]:
     """Content by file name, for every labelled feature; abstentions are left out.
 
-    hookpoint: the name of a layer's hookpoint, with {layer} for its number. A label's description is written where there is
-    one, as Delphi's explanations are sentences.
+    hookpoint: the name of a layer's hookpoint, with {layer} for its number. A label's description follows its text, as Delphi's
+    explanations are sentences.
     """
     if "{layer}" not in hookpoint or "/" in hookpoint or "\\" in hookpoint:
         raise ValueError(f"the hookpoint {hookpoint[:60]!r} must hold {{layer}}, and no slash")
@@ -56,7 +56,7 @@ def write_delphi(labels: Mapping[NodeId, Label], *, hookpoint: str = "layers.{la
         if node.kind != "feature" or label.abstain or not label.text:
             continue
         name = f"{hookpoint.replace('{layer}', str(node.layer))}_latent{node.index}.txt"
-        files[name] = json.dumps(label.description or label.text).encode("ascii")
+        files[name] = json.dumps(": ".join(filter(None, (label.text, label.description)))).encode("ascii")
     return files
 
 

@@ -240,6 +240,20 @@ def _story(options: argparse.Namespace) -> None:
         print(f"wrote {path}")
 
 
+def _import_labels(options: argparse.Namespace) -> None:
+    from pipelines.foreign_flags import import_summary
+    from pipelines.foreign_labels import import_labels
+
+    print(import_summary(import_labels(options.run, options.place, options.format, options.source)))
+
+
+def _export_labels(options: argparse.Namespace) -> None:
+    from pipelines.foreign_labels import export_labels
+
+    path, count = export_labels(options.run, options.format, options.model_id, options.source)
+    print(f"wrote {path} ({count:,} labels)")
+
+
 def _serve(options: argparse.Namespace) -> None:
     from pipelines.serve import serve
 
@@ -277,6 +291,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "label": _label,
     "score": _score,
     "story": _story,
+    "import-labels": _import_labels,
+    "export-labels": _export_labels,
     "serve": _serve,
     "list": _list,
 }

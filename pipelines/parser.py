@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from pipelines.check_flags import add_check_flags
 from pipelines.flags import add_flags
+from pipelines.foreign_flags import EXPORT_EPILOG, IMPORT_EPILOG, add_export_flags, add_import_flags
 from pipelines.intervene_flags import EPILOG as _INTERVENE_EPILOG
 from pipelines.intervene_flags import add_intervene_flags
 from pipelines.label_flags import LABEL_EPILOG, SCORE_EPILOG, add_label_flags, add_score_flags
@@ -223,6 +224,16 @@ def _add_story(commands: argparse._SubParsersAction, name: str) -> None:
     )
 
 
+def _add_import_labels(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "take names of features over from Neuronpedia or Delphi"
+    add_import_flags(_command(commands, name, text, IMPORT_EPILOG))
+
+
+def _add_export_labels(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "write names of features as Neuronpedia's or Delphi's files"
+    add_export_flags(_command(commands, name, text, EXPORT_EPILOG))
+
+
 def _add_serve(commands: argparse._SubParsersAction, name: str) -> None:
     text = "answer chats with a local model, as an OpenAI-compatible server"
     add_serve_flags(_command(commands, name, text, _SERVE_EPILOG))
@@ -248,6 +259,8 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "label": _add_label,
     "score": _add_score,
     "story": _add_story,
+    "import-labels": _add_import_labels,
+    "export-labels": _add_export_labels,
     "serve": _add_serve,
     "list": _add_list,
 }

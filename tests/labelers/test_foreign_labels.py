@@ -159,7 +159,7 @@ def test_delphi_files_read_back(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     found = read_delphi(tmp_path)
-    assert found.labels[feature(2, 5)].text == "Fires on cities." and not found.failures
+    assert found.labels[feature(2, 5)].text == "names of cities: Fires on cities." and not found.failures
     for bad in ("layers.mlp", "a/{layer}"):
         with pytest.raises(ValueError, match="hookpoint"):
             write_delphi(LABELS, hookpoint=bad)
