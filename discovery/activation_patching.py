@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from discovery.batch import Batch
 from discovery.component_model import ComponentModel
-from discovery.evaluate import FlatMetric
 from discovery.heat_map import SITES, Direction, NodePatching, PatchMethod, Site
+from discovery.measure import FlatMetric
 from discovery.patch_grid import Cell, Grid, columns_of, prompt_lengths
 from discovery.patched_metric import auto_masks_per_run
 from discovery.recording import override, session

@@ -29,6 +29,10 @@ class Evaluation:
     """The same ratio for the complement (every other edge); 0 = nothing is left. None when it was not computed."""
     random: float | None = None
     """Mean faithfulness of random circuits with as many selected edges; None when none were run."""
+    random_completeness: float | None = None
+    """Mean completeness of these random circuits."""
+    train: float | None = None
+    """Faithfulness on pairs that were scored on; None where the same pairs are scored and evaluated on."""
     error_share: float | None = None
     """Share of the circuit's |score| on edges of error nodes; None where the graph has no error nodes."""
 
@@ -52,6 +56,8 @@ class Curve:
     """m(empty): mean metric with every edge ablated."""
     pairs: int
     """Number of prompt pairs."""
+    known: float
+    """Share of the pairs whose answer the untouched model knows: see `Measured.known`."""
     auroc: float | None = None
     """Area under the ROC of the scores against a ground truth, possible edges as the universe; None without one."""
 
@@ -81,6 +87,17 @@ class Curve:
         """Trapezoid of |1 - faithfulness| over log10(size): small circuits weigh as much as large ones; 0 is best."""
         return area([abs(1 - point.faithfulness) for point in self.points], self.sizes, log=True)
 
+    @property
+    def baselines(self) -> dict[str, float | None]:
+        """CMD and CPR of the random circuits' means, and of the same circuits on the scoring split; None where not run."""
+        found: dict[str, float | None] = {}
+        for name in ("random", "train"):
+            values = [value for value in (getattr(point, name) for point in self.points) if value is not None]
+            whole = len(values) == len(self.points)
+            found[f"cmd_{name}"] = area([abs(1 - value) for value in values], self.sizes) if whole else None
+            found[f"cpr_{name}"] = area(values, self.sizes) if whole else None
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """The content of `evaluation.json`; `from_json` reads it back."""
         return {
@@ -88,11 +105,13 @@ class Curve:
             "cmd": self.cmd,
             "cpr": self.cpr,
             "cmd_log": self.cmd_log,
+            **self.baselines,
             "auroc": self.auroc,
             "by": self.by,
             "full": self.full,
             "empty": self.empty,
             "pairs": self.pairs,
+            "known": self.known,
         }
 
     @staticmethod
@@ -100,7 +119,7 @@ class Curve:
         """The curve that `to_json` wrote. Raises ValueError naming what is missing or not known."""
         try:
             points = tuple(Evaluation(**point) for point in content["curve"])
-            rest = {name: content[name] for name in ("by", "full", "empty", "pairs", "auroc")}
+            rest = {name: content[name] for name in ("by", "full", "empty", "pairs", "known", "auroc")}
         except KeyError as error:
             raise ValueError(f"an evaluation needs the field {error}") from None
         except TypeError as error:
@@ -110,10 +129,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class RandomComparison:
-    """One circuit beside random circuits that keep as many edges."""
+    """One circuit beside random circuits of whole paths, with as many edges or a few more."""
 
     edges: int
-    """Edges that each of them keeps."""
+    """The circuit's edges."""
     faithfulness: float
     """The circuit's."""
     random: tuple[float, ...]

@@ -137,12 +137,18 @@ def drop_dead_ends(circuit: Circuit) -> Circuit:
     source whose inputs are all ablated may still differ from its own ablated value, so that the evaluation may move a
     little.
     """
+    return replace(circuit, kept=circuit.kept & live_places(circuit))
+
+
+def live_places(circuit: Circuit) -> Bool[np.ndarray, "src dst"]:
+    """Possible edges that lie, or would lie if they alone were added, on a path through kept edges from a source with
+    input to the logits."""
     topology = circuit.topology
     roots = [row for row, slots in enumerate(topology.slots_of) if not slots]
     ends = [column for column, fed in enumerate(topology.feeds) if not fed]
     alive = _reached(circuit.kept, roots, topology.feeds)
     useful = _reached(np.ascontiguousarray(circuit.kept.T), ends, topology.slots_of)
-    return replace(circuit, kept=circuit.kept & alive[:, None] & useful[None, :])
+    return topology.possible & alive[:, None] & useful[None, :]
 
 
 def _reached(

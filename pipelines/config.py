@@ -130,6 +130,8 @@ class EvaluationConfig:
     """Random circuits per size of the curve, whose mean is its baseline; 0 = none."""
     rivals: int = 100
     """Random circuits with as many edges beside the chosen circuit; 0 = none."""
+    tests: Literal["auto", "all", "free", "none"] = "auto"
+    """Hypothesis tests of the circuit: free = those that need no runs of their own; auto = all where they are cheap."""
     ground_truth: str | None = None
     """JSON file with the true edges: adds the AUROC of the scores."""
 

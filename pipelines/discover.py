@@ -12,6 +12,7 @@ from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import STANDARD_SIZES, RunConfig
 from pipelines.fingerprint import edgewise_version, hash_settings, versions
 from pipelines.inputs import Inputs, read_task
+from pipelines.judge import judge
 from pipelines.settings import ConfigError, to_toml
 from pipelines.store import (
     CIRCUIT,
@@ -291,47 +292,6 @@ def _size_that_reaches(config: RunConfig, inputs: Inputs, scores: EdgeScores) ->
     )
     reached = [point.size for point in curve.points if point.faithfulness >= chosen.reach]
     return min(reached, default=STANDARD_SIZES[-1])
-
-
-def judge(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: Circuit) -> dict[str, Any]:
-    """The content of evaluation.json: the curve on the held-out pairs, the circuit itself, and its random rivals."""
-    from discovery.evaluate import compare_with_random, evaluate, evaluate_circuit
-    from graphs.error_share import without_errors
-    from graphs.ground_truth import read_ground_truth
-    from graphs.prune import drop_dead_ends
-
-    wanted, pairs = config.evaluation, inputs.held_out
-    truth = None if wanted.ground_truth is None else read_ground_truth(Path(wanted.ground_truth))
-    curve = evaluate(
-        inputs.model,
-        pairs,
-        scores,
-        sizes=wanted.sizes,
-        select=config.selection.rule,
-        by=config.selection.by,
-        random_baseline=wanted.random_circuits,
-        bootstrap=wanted.bootstrap,
-        seed=config.seed,
-        faithfulness_only=wanted.faithfulness_only,
-        truth=truth,
-    )
-    own = evaluate_circuit(
-        inputs.model,
-        pairs,
-        circuit,
-        completeness=not wanted.faithfulness_only,
-        bootstrap=wanted.bootstrap,
-        seed=config.seed,
-    )
-    result = {**curve.to_json(), "circuit": own.to_json(), "metric": inputs.metric.name}
-    if own.error_share is not None:
-        features_alone = drop_dead_ends(without_errors(circuit))
-        alone = evaluate_circuit(inputs.model, pairs, features_alone, completeness=False, bootstrap=0)
-        result["without_errors"] = {"edges": alone.edges, "faithfulness": alone.faithfulness}
-    result["ablation"] = config.ablation
-    if wanted.rivals:
-        result["rivals"] = compare_with_random(inputs.model, pairs, circuit, wanted.rivals, config.seed).to_json()
-    return result
 
 
 def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> CircuitView:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.clock import Clock
-from pipelines.discover import judge, settings_of, take_choice, take_constants
+from pipelines.discover import settings_of, take_choice, take_constants
 from pipelines.fingerprint import hash_settings
 from pipelines.inputs import Inputs, read_task
+from pipelines.judge import judge
 from pipelines.settings import Settings, build, from_file
 from pipelines.store import CIRCUIT, CONFIG, EVALUATION, EVALUATIONS, SCORES, RunConflict, RunStore, first_difference
 

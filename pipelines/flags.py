@@ -71,6 +71,9 @@ FLAGS: tuple[Flag, ...] = (
         "N",
     ),
     Flag("--rivals", ("evaluation", "rivals"), "random circuits beside the chosen one (default: 100)", "N"),
+    Flag(
+        "--tests", ("evaluation", "tests"), "hypothesis tests of the circuit (default: auto, all where they are cheap)"
+    ),
     Flag("--ground-truth", ("evaluation", "ground_truth"), "JSON file with the true edges: adds the AUROC", "FILE"),
     Flag("--labeler", ("labels", "labeler"), "who names the nodes (default: rules, where there is text)"),
     Flag(

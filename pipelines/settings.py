@@ -58,6 +58,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "bootstrap": ("evaluation", "bootstrap"),
     "random_circuits": ("evaluation", "random_circuits"),
     "rivals": ("evaluation", "rivals"),
+    "tests": ("evaluation", "tests"),
     "ground_truth": ("evaluation", "ground_truth"),
     "formats": ("export", "formats"),
     "labeler": ("labels", "labeler"),

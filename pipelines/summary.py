@@ -174,7 +174,8 @@ def _circuit_line(possible: int, counts: Mapping[str, int]) -> str:
 
 def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
     own, rivals = evaluation["circuit"], evaluation.get("rivals")
-    lines = [f"faithfulness  {_number(own['faithfulness'])}{_interval(own)}"]
+    train = "" if own.get("train") is None else f"  ({_number(own['train'])} on pairs that were scored)"
+    lines = [f"faithfulness  {_number(own['faithfulness'])}{_interval(own)}{train}"]
     if own.get("error_share") is not None:
         lines.append(
             f"error nodes   {percent(own['error_share'], 1)} of the circuit's |score|; "
@@ -185,7 +186,7 @@ def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
     if rivals:
         lines.append(
             f"random        {_number(sum(rivals['random']) / len(rivals['random']))}  (mean of {len(rivals['random'])} "
-            f"random circuits with as many edges; 95th percentile {_number(rivals['percentile_95'])})"
+            f"random circuits of whole paths, no smaller; 95th percentile {_number(rivals['percentile_95'])})"
         )
     lines.append(
         f"CMD           {_number(evaluation['cmd'], 3)}  (CPR {_number(evaluation['cpr'])}, "
@@ -193,12 +194,28 @@ def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
     )
     if evaluation.get("auroc") is not None:
         lines.append(f"AUROC         {_number(evaluation['auroc'], 3)}  (scores against the ground truth)")
+    return [*lines, *_test_lines(evaluation.get("tests", [])), *_warning_lines(evaluation.get("warnings", []))]
+
+
+def _test_lines(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each hypothesis test, p-values as corrected for their number."""
+    title, lines = "tests         ", []
+    for test in tests:
+        found = f"{test['name']} {'passed' if test['passed'] else 'FAILED'} (p {test['adjusted']:.2g})"
+        if test.get("superfluous"):
+            found += f", {len(test['superfluous'])} of {test['count']} edges matter less than random ones"
+        lines.append(f"{title}{found}")
+        title = " " * len(title)
     return lines
+
+
+def _warning_lines(warnings: Sequence[str]) -> list[str]:
+    return [f"WARNING       {warning}" for warning in warnings]
 
 
 def curve_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """The curve as a table, one circuit size a line."""
-    rows = [("size", "edges", "faithfulness", "interval", "completeness", "random")]
+    rows = [("size", "edges", "faithfulness", "interval", "completeness", "random", "train")]
     for point in evaluation["curve"]:
         rows.append(
             (
@@ -208,6 +225,7 @@ def curve_lines(evaluation: Mapping[str, Any]) -> list[str]:
                 _interval(point).strip(),
                 _number(point.get("completeness")),
                 _number(point.get("random")),
+                _number(point.get("train")),
             )
         )
     return table(rows)

@@ -15,8 +15,8 @@ from discovery.activation_patching import patch_nodes
 from discovery.batch import Batch
 from discovery.batches import make_batches
 from discovery.component_model import ComponentModel
-from discovery.evaluate import FlatMetric
 from discovery.heat_map import DIRECTIONS, PATCH_METHODS, SITES, Direction, HeatMap, NodePatching
+from discovery.measure import FlatMetric
 from discovery.metrics import METRICS
 from discovery.task import PromptPair
 from discovery.workload import Workload

@@ -11,9 +11,20 @@ import torch
 
 from discovery.ablation import COUNTERFACTUAL, ZERO
 from discovery.batch import Batch
-from discovery.evaluate import FlatMetric, compare_with_random, evaluate, evaluate_circuit, measure
+from discovery.evaluate import (
+    ask,
+    circuit_question,
+    compare_with_random,
+    curve_question,
+    evaluate,
+    evaluate_circuit,
+    rivals_question,
+    with_train,
+)
 from discovery.evaluation import Curve
+from discovery.measure import FlatMetric, measure
 from discovery.methods import eap, exact, random
+from discovery.metrics import METRICS
 from discovery.workload import Workload
 from graphs.circuit import Circuit
 from graphs.prune import SIZES, complement, drop_dead_ends, full_circuit, random_circuit, select_top
@@ -164,7 +175,9 @@ def test_areas_are_those_of_the_curve() -> None:
 def test_evaluation_json_has_the_agreed_fields_and_comes_back() -> None:
     curve = evaluate(MODEL, WORK, SCORES, truth=select_top(SCORES, 40).kept)
     content = json.loads(json.dumps(curve.to_json(), allow_nan=False))
-    assert list(content["curve"][0]) == ["size", "edges", "faithfulness", "low", "high", "completeness", "random"]
+    assert list(content["curve"][0]) == [
+        *("size", "edges", "faithfulness", "low", "high", "completeness", "random", "random_completeness", "train"),
+    ]
     assert {"cmd", "cpr", "cmd_log"} <= set(content)
     assert Curve.from_json(content) == curve
     with pytest.raises(ValueError, match="'by'"):
@@ -185,18 +198,78 @@ def test_the_edge_that_matters_beats_random_circuits_and_random_circuits_do_not(
     model.maps *= 0.02
     circuit = select_top(exact.score(model, WORK), 3)
     assert circuit.kept[0, -1]
-    comparison = compare_with_random(model, WORK, circuit, count=40)
+    comparison = compare_with_random(model, WORK, circuit, count=30)
     assert comparison.edges == 3
-    assert len(comparison.random) == 40
+    assert len(comparison.random) == 30
     assert comparison.faithfulness > max(0.5, comparison.percentile(95))
     assert comparison.rank > 0.9
     assert comparison.faithfulness == pytest.approx(evaluate_circuit(model, WORK, circuit).faithfulness)
     json.dumps(comparison.to_json(), allow_nan=False)
     ranks = [
-        compare_with_random(MODEL, WORK, random_circuit(TOPOLOGY, 90, np.random.default_rng(i)), count=20, seed=i).rank
+        compare_with_random(MODEL, WORK, random_circuit(TOPOLOGY, 90, np.random.default_rng(i)), count=12, seed=i).rank
         for i in range(6)
     ]
     assert min(ranks) < 0.5 < max(ranks)
+
+
+def test_questions_asked_together_get_the_same_answers_and_run_equal_circuits_once() -> None:
+    model = CountingModel(layers=3, heads=4, kv_heads=2, linear=False)
+    circuit = drop_dead_ends(select_top(SCORES, 40))
+    curve, own, rivals = ask(
+        model,
+        WORK,
+        [
+            curve_question(TOPOLOGY, SCORES, sizes=(40.5 / TOPOLOGY.edge_count, 0.5), random_baseline=1),
+            circuit_question(circuit),
+            rivals_question(circuit, 3),
+        ],
+    )
+    assert model.masks == (1 + 2 * 2 + 2 * 2 + 3) * len(WORK.batches)  # empty; points, random: each with complement
+    assert curve == evaluate(MODEL, WORK, SCORES, sizes=(40.5 / TOPOLOGY.edge_count, 0.5), random_baseline=1)
+    assert own == evaluate_circuit(MODEL, WORK, circuit)
+    assert rivals == compare_with_random(MODEL, WORK, circuit, 3)
+    assert rivals.edges == circuit.edge_count
+
+
+def test_the_model_knows_what_it_finds_more_likely() -> None:
+    measured = measure(MODEL, WORK, [])
+    expected = [
+        values > 0
+        for batch in WORK.batches
+        for values in logit_difference(MODEL.full_logits(batch), batch, None).tolist()
+    ]
+    assert measured.known.tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+    only_right = tuple(replace(batch, candidate_right=torch.ones_like(batch.candidate_right)) for batch in WORK.batches)
+    known = measure(MODEL, replace(WORK, batches=only_right, metric=METRICS["kl"]), []).known
+    top = [MODEL.full_logits(batch)[batch.pair_read].argmax(-1) for batch in WORK.batches]
+    found = [
+        bool((batch.step_token[batch.candidate_pair == pair] == best).any())
+        for batch, each in zip(WORK.batches, top, strict=True)
+        for pair, best in enumerate(each)
+    ]
+    assert known.tolist() == found
+    assert any(found)
+
+
+def test_circuits_are_also_measured_on_the_pairs_that_were_scored() -> None:
+    other = workload(seed=9)
+    circuits = curve_question(TOPOLOGY, SCORES, sizes=(0.1, 0.5), faithfulness_only=True).circuits
+    held_out = evaluate(MODEL, WORK, SCORES, sizes=(0.1, 0.5), faithfulness_only=True).points
+    points = with_train(MODEL, other, circuits, held_out)
+    on_other = evaluate(MODEL, other, SCORES, sizes=(0.1, 0.5), faithfulness_only=True).points
+    assert [point.train for point in points] == [point.faithfulness for point in on_other]
+    assert [replace(point, train=None) for point in points] == list(held_out)
+
+
+def test_the_curve_has_the_areas_of_its_baselines() -> None:
+    curve = evaluate(MODEL, WORK, SCORES, sizes=SMALL, random_baseline=1, bootstrap=0)
+    random = np.array([point.random for point in curve.points])
+    assert curve.baselines["cmd_random"] == pytest.approx(np.trapezoid(np.abs(1 - random), SMALL))
+    assert curve.baselines["cpr_train"] is None
+    left = [point.random_completeness for point in curve.points]
+    assert left[-1] == 0
+    assert left[0] == pytest.approx(1, abs=0.2)
 
 
 def test_one_circuit() -> None:

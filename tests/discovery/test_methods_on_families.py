@@ -10,7 +10,8 @@ import torch
 
 from discovery.ablation import COUNTERFACTUAL, ZERO, Ablation
 from discovery.component_model import ComponentModel
-from discovery.evaluate import evaluate, measure
+from discovery.evaluate import evaluate
+from discovery.measure import measure
 from discovery.methods import METHODS, exact
 from discovery.model import Point
 from discovery.patched_metric import full_metric

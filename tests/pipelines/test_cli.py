@@ -61,11 +61,18 @@ def test_discover_writes_what_it_promises(
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert [point["size"] for point in evaluation["curve"]] == [0.05, 0.2, 1]
     assert set(evaluation["curve"][0]) == {
-        "size", "edges", "faithfulness", "low", "high", "completeness", "random",
+        "size", "edges", "faithfulness", "low", "high", "completeness", "random", "random_completeness", "train",
     }  # fmt: skip
     assert evaluation["curve"][-1]["faithfulness"] == pytest.approx(1, abs=1e-4)
     assert {"cmd", "cpr", "cmd_log"} <= set(evaluation)
     assert len(evaluation["rivals"]["random"]) == 4
+    assert [test["name"] for test in evaluation["tests"]] == [
+        "equivalence",
+        "independence",
+        "minimality",
+        "sufficiency",
+    ]
+    assert any("random circuits" in warning for warning in evaluation["warnings"])  # random weights: no circuit
     config = tomllib.loads((out / "config.toml").read_text())
     assert config["method"] == {"name": "eap-ig", "steps": 2}
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())

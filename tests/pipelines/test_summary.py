@@ -8,7 +8,7 @@ from pipelines.summary import curve_lines, discovery_summary, evaluation_summary
 
 POINT = {"size": 0.1, "edges": 17, "faithfulness": 0.5, "low": None, "high": None, "completeness": None, "random": None}
 EVALUATION: dict[str, Any] = {
-    "curve": [POINT, POINT | {"size": 1.0, "edges": 1234, "low": 0.25, "high": 1.5, "random": -0.125}],
+    "curve": [POINT, POINT | {"size": 1.0, "edges": 1234, "low": 0.25, "high": 1.5, "random": -0.125, "train": 0.75}],
     "circuit": POINT,
     "cmd": 0.1239,
     "cpr": 0.9,
@@ -33,9 +33,9 @@ def test_columns_are_aligned() -> None:
 
 def test_what_was_not_computed_is_a_dash() -> None:
     head, first, second = curve_lines(EVALUATION)
-    assert first.split() == ["10", "%", "17", "0.50", "-", "-"]
-    assert second.split() == ["100", "%", "1,234", "0.50", "[0.25,", "1.50]", "-", "-0.12"]
-    assert head.split() == ["size", "edges", "faithfulness", "interval", "completeness", "random"]
+    assert first.split() == ["10", "%", "17", "0.50", "-", "-", "-"]
+    assert second.split() == ["100", "%", "1,234", "0.50", "[0.25,", "1.50]", "-", "-0.12", "0.75"]
+    assert head.split() == ["size", "edges", "faithfulness", "interval", "completeness", "random", "train"]
 
 
 def test_the_table_of_discover_has_what_one_looks_for() -> None:
@@ -54,6 +54,17 @@ def test_the_table_of_discover_has_what_one_looks_for() -> None:
 def test_rivals_and_auroc_are_shown_when_they_are_there() -> None:
     rivals = {"random": [0.0, 0.5], "percentile_95": 0.475}
     text = evaluation_summary(EVALUATION | {"rivals": rivals, "auroc": 0.8125})
-    assert "0.25  (mean of 2 random circuits with as many edges; 95th percentile 0.47)" in text
+    assert "0.25  (mean of 2 random circuits of whole paths, no smaller; 95th percentile 0.47)" in text
     assert "AUROC         0.812" in text
     assert "AUROC" not in evaluation_summary(EVALUATION)
+
+
+def test_tests_and_warnings_are_said() -> None:
+    minimality = {"name": "minimality", "adjusted": 0.001, "passed": False, "superfluous": ["m0->m1"], "count": 17}
+    tests = [{"name": "equivalence", "adjusted": 0.5, "passed": True}, minimality]
+    own = POINT | {"train": 0.875}
+    text = evaluation_summary(EVALUATION | {"circuit": own, "tests": tests, "warnings": ["too few pairs"]})
+    assert "0.50  (0.88 on pairs that were scored)" in text
+    assert "tests         equivalence passed (p 0.5)" in text
+    assert "minimality FAILED (p 0.001), 1 of 17 edges matter less than random ones" in text
+    assert "WARNING       too few pairs" in text
