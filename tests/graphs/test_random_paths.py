@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from graphs.node import NodeId
 from graphs.prune import drop_dead_ends, full_circuit, live_places, random_circuit
 from graphs.random_paths import inflated, path_through, random_path_circuit
-from graphs.topology import Topology
+from graphs.topology import Topology, transformer_topology
 
 
 def test_circuits_have_no_dead_ends_and_enough_edges(topology: Topology) -> None:
@@ -31,7 +33,7 @@ def test_seeds_decide(topology: Topology) -> None:
 def test_a_path_is_connected_and_goes_through_its_edge(topology: Topology) -> None:
     rng = np.random.default_rng(1)
     for row, column in np.argwhere(topology.possible).tolist():
-        path = path_through(topology, row, column, rng)
+        path = path_through(topology, topology.possible, row, column, rng)
         assert (row, column) in path
         steps = sorted(path)
         assert all(topology.possible[edge] for edge in path)
@@ -74,3 +76,20 @@ def test_live_places_are_where_one_more_edge_lives(topology: Topology) -> None:
         grown = drop_dead_ends(type(circuit)(topology, kept))
         if live[row, column]:
             assert grown.kept[row, column]
+
+
+def test_edges_that_lie_on_no_path_are_never_drawn() -> None:
+    """In a graph where nobody reads one of the heads (as in graphs with spans), what that head reads is not drawn."""
+    whole = transformer_topology(2, 2)
+    possible = whole.possible.copy()
+    possible[whole.source_index[NodeId("head", 1, 0)]] = False
+    topology = replace(whole, possible=possible)
+    live = live_places(full_circuit(topology))
+    assert live.sum() == topology.edge_count - 3 * 4  # its q, k and v slots, each read four sources
+    rng = np.random.default_rng(5)
+    circuit = random_path_circuit(topology, topology.edge_count, rng)
+    assert np.array_equal(circuit.kept, live)
+    assert inflated(circuit, rng) is None
+    pair = inflated(random_path_circuit(topology, 9, rng), rng)
+    assert pair is not None
+    assert not (pair[0].kept & ~live).any()
