@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphs.escape import shorten, visible_token
+from graphs.escape import shorten, visible_token, wrapped
 from graphs.figure import Arrow, Figure, Mark
+from graphs.named import told, verdict
 from graphs.node import NodeId
 from graphs.pruned import PrunedGraph
 
@@ -164,30 +165,31 @@ def _marks(
         group = groups.get(node)
         text = graph.label(node)
         if group is not None and len(members) > 1:
-            text = f"{shorten(graph.supernodes[group].label, 15)} ×{len(members)}"
+            text = f"{shorten(graph.supernodes[group].label, 36)} ×{len(members)}"
         marks.append(
             Mark(
                 node=node,
                 level=max(_level(graph, graph.nodes[i]) for i in members),
                 column=columns[_position(graph, node)],
-                text=_short(graph, node, text, members[0]),
+                lines=_short(graph, node, text, members[0]),
                 tip="\n".join(_tip(graph, place) for place in members),
                 size=float(sum(sizes[i] for i in members) / largest),
+                verdict=verdict(graph.named.get(str(node.at(None)))) if len(members) == 1 else None,
                 group=group,
             )
         )
     return marks
 
 
-def _short(graph: PrunedGraph, node: NodeId, text: str, place: int) -> str:
+def _short(graph: PrunedGraph, node: NodeId, text: str, place: int) -> tuple[str, ...]:
     """What stands in a node's box."""
     if node.kind == "logit":
         weight = dict(zip(graph.targets.tolist(), graph.target_weights.tolist())).get(place)
         shown = visible_token(text, 14) if text else str(node.at(None))
-        return shown if weight is None else f"{shown} {weight:.2f}"
+        return (shown if weight is None else f"{shown} {weight:.2f}",)
     if node.kind == "difference":
-        return shorten(text, 22) or str(node.at(None))
-    return shorten(text, 20) or str(node.at(None))
+        return (shorten(text, 22) or str(node.at(None)),)
+    return wrapped(text, 22, 2) or (str(node.at(None)),)
 
 
 def _tip(graph: PrunedGraph, place: int) -> str:
@@ -203,7 +205,8 @@ def _tip(graph: PrunedGraph, place: int) -> str:
     ):
         if not math.isnan(values[place]):
             parts.append(f"{name} {values[place]:{form}}")
-    return ", ".join(parts)
+    known = graph.named.get(str(node.at(None)))
+    return "\n".join([", ".join(parts), *(told(known) if known is not None else ())])
 
 
 def _token_marks(graph: PrunedGraph, drawn: Bool[np.ndarray, " node"], columns: Mapping[int, int]) -> list[Mark]:
@@ -219,12 +222,12 @@ def _token_marks(graph: PrunedGraph, drawn: Bool[np.ndarray, " node"], columns: 
         node = known.get(at, NodeId("token", index=max(graph.token_ids[at], 0), position=at))
         if len(positions) > 1:
             tip = "left out: " + " ".join(graph.tokens[p] for p in positions)
-            marks.append(Mark(node, -1, column, f"⋯ {len(positions)}", tip, presence=0.2))
+            marks.append(Mark(node, -1, column, (f"⋯ {len(positions)}",), tip, presence=0.2))
             continue
         place = graph.index.get(node)
         tip = str(node) if place is None else _tip(graph, place)
         presence = 1.0 if node in sends else 0.35
-        marks.append(Mark(node, -1, column, visible_token(graph.tokens[at], 14) or "∅", tip, presence=presence))
+        marks.append(Mark(node, -1, column, (visible_token(graph.tokens[at], 14) or "∅",), tip, presence=presence))
     return marks
 
 

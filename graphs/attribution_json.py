@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from graphs.evidence_json import named_data, named_of
 from graphs.json_fields import (
     BadGraphFile,
     check_distinct,
@@ -75,6 +76,7 @@ def describe(graph: PrunedGraph) -> dict[str, Any]:
         },
         "texts": {str(number): text for number, text in graph.texts.items()},
         "labels": dict(graph.labels),
+        **named_data(graph.named),
         "supernodes": [{"label": group.label, "nodes": list(map(str, group.nodes))} for group in graph.supernodes],
         "pinned": list(map(str, graph.pinned)),
         "facts": dict(graph.facts),
@@ -139,6 +141,7 @@ def whole_graph(
             whole=_whole(pruning.get("whole")),
             title=take(data, "title", str, _FILE),
             labels=texts_of(data, "labels", _FILE),
+            named=named_of(data, _FILE),
             supernodes=_supernodes(data),
             pinned=nodes_of(data, "pinned", _FILE),
             through=_through(edge_entries, where),

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphs.circuit import Circuit
-from graphs.escape import display_width, shorten
+from graphs.escape import display_width, wrapped
 from graphs.node import PORTS, NodeId, Slot
 
 CELL_HEIGHT, LABEL_HEIGHT, TAB_HEIGHT, TAB_WIDTH = 22.0, 12.0, 10.0, 15.0
-_CELL_WIDTH, _KV_WIDTH, _LABEL_LENGTH = 52.0, 36.0, 20
+_CELL_WIDTH, _KV_WIDTH, _LABEL_LENGTH, _LABEL_LINES = 52.0, 36.0, 28, 2
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Cell:
     """The node's name; `a2.kv0` for a shared key/value head."""
     kind: str
     """The node's kind, or `kv`."""
-    label: str
-    """Second line, already cut to length; empty for none."""
+    label: tuple[str, ...]
+    """Further lines, already cut to length; empty for none."""
     x: float
     """Left edge."""
     y: float
@@ -87,12 +87,12 @@ class _Drawn:
 
     def __init__(self, circuit: Circuit, labels: Mapping[str, str]) -> None:
         self.topology = circuit.topology
-        self.labels = {name: shorten(label, _LABEL_LENGTH) for name, label in labels.items()}
+        self.labels = {name: wrapped(label, _LABEL_LENGTH, _LABEL_LINES) for name, label in labels.items()}
         self.slots = [self.topology.targets[column] for column in np.flatnonzero(circuit.kept.any(axis=0))]
         self.writers = {self.topology.sources[row] for row in np.flatnonzero(circuit.kept.any(axis=1))}
         self.incoming = dict(zip(self.topology.targets, circuit.kept.sum(axis=0).tolist()))
         names = {str(slot.node): "" for slot in self.slots} | {str(node): node.kind for node in self.writers}
-        self.height = CELL_HEIGHT + (LABEL_HEIGHT if any(self.labels.get(name) for name in names) else 0.0)
+        self.height = CELL_HEIGHT + LABEL_HEIGHT * max((len(self.labels.get(name, ())) for name in names), default=0)
         heads = [self.text_width(name) for name, kind in names.items() if kind == "head"]
         self.head_width = max([_CELL_WIDTH, *heads])
         features = [self.text_width(name) for name, kind in names.items() if kind == "feature"]
@@ -104,11 +104,12 @@ class _Drawn:
 
     def text_width(self, name: str) -> float:
         """Least width of a box for a name and its label."""
-        return 10 + max(6.6 * len(name), 5.2 * display_width(self.labels.get(name, "")))
+        longest = max(map(display_width, self.labels.get(name, ())), default=0)
+        return 10 + max(6.6 * len(name) + (12 if longest else 0), 5.2 * longest)
 
     def cell(self, name: str, kind: str, least: float) -> Cell:
         """A box, not yet placed."""
-        return Cell(name, kind, self.labels.get(name, ""), 0.0, 0.0, max(least, self.text_width(name)), self.height)
+        return Cell(name, kind, self.labels.get(name, ()), 0.0, 0.0, max(least, self.text_width(name)), self.height)
 
 
 def _single_block(drawn: _Drawn, node: NodeId) -> Block:

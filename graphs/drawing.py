@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphs.escape import xml_text
+from graphs.named import COLOURS, Verdict
 
 _FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 INK, GREY = "#222222", "#707070"
@@ -30,6 +31,16 @@ def svg_text(
 def svg_title(text: str) -> str:
     """A tooltip (or, at the top, the document's title), escaped."""
     return f"<title>{xml_text(text)}</title>"
+
+
+def svg_verdict(outcome: Verdict, x: float | int, y: float | int) -> str:
+    """The sign of a causal test's outcome, a tick or a cross, 7 pixels wide, around a place."""
+    path = (
+        f"M{x - 3.5:.1f} {y:.1f}l2.5 2.7l4.5 -5.6"
+        if outcome == "passed"
+        else (f"M{x - 2.6:.1f} {y - 2.6:.1f}l5.2 5.2m0 -5.2l-5.2 5.2")
+    )
+    return f'<path d="{path}" fill="none" stroke="{COLOURS[outcome]}" stroke-width="1.6" stroke-linecap="round"/>'
 
 
 def svg_page(title: str, width: float | int, height: float | int, body: Sequence[str]) -> bytes:

@@ -43,6 +43,24 @@ def shorten(text: str, length: int) -> str:
     return _cut(re.sub(r"\s+", " ", clean(text)).strip(), length)
 
 
+def wrapped(text: str, length: int, lines: int) -> tuple[str, ...]:
+    """`text` on so many lines at most, each up to `length` letters wide, broken behind spaces and commas; the last one is cut
+    with an ellipsis where there is more."""
+    flat = re.sub(r"\s+", " ", clean(text)).strip()
+    found: list[str] = []
+    rest = flat
+    for piece in re.split(r"(?<=[ ,])", flat):
+        if found and display_width((found[-1] + piece).rstrip()) <= length:
+            found[-1] += piece
+        elif len(found) < lines:
+            rest = flat[sum(map(len, found)) :]
+            found.append(piece)
+        else:
+            found[-1] = rest
+            break
+    return tuple(_cut(line.strip(), length) for line in found if line.strip())
+
+
 def display_width(text: str) -> int:
     """Width in letters: wide East Asian signs count two."""
     return sum(2 if east_asian_width(sign) in "WF" else 1 for sign in text)

@@ -106,6 +106,36 @@ class CausalEffect:
 
 
 @dataclass(frozen=True)
+class SteeredToken:
+    """What steering a node did to one token."""
+
+    token: str
+    """Its text, as the label that predicts it has it; hostile."""
+    change: float
+    """Change of its logit, less the mean change over the vocabulary: mean over prompts."""
+    above: tuple[float, ...]
+    """For each prompt the share of the vocabulary whose logits rose less: 0.5 is chance."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What the model says next when a node writes more of what it writes: on held-out prompts, at every token of them."""
+
+    multiple: float
+    """So many times what is typical of it was added."""
+    strength: float
+    """What was added: to a feature's activation, or the length of what is added to a head's mix or an MLP's output."""
+    prompts: int
+    """Number of prompts; next tokens are read behind their last tokens."""
+    raised: tuple[TokenEffect, ...]
+    """The 10 tokens whose logits rose most, less the mean change."""
+    lowered: tuple[TokenEffect, ...]
+    """The 10 whose logits fell most."""
+    tokens: tuple[SteeredToken, ...]
+    """Tokens that labels predict: the node's own label, and others for comparison."""
+
+
+@dataclass(frozen=True)
 class Neighbour:
     """The other end of one of the node's strongest edges."""
 
@@ -193,6 +223,8 @@ class Evidence:
     """For heads."""
     flow_share: float | None = None
     """For error nodes: share of the circuit's flow that runs through it."""
+    steering: Steering | None = None
+    """Measured when labels are scored, for those that predict tokens; no labeler sees it: it is what labels are tested on."""
 
     def of(self, split: Split) -> tuple[Context, ...]:
         """The windows of one split."""

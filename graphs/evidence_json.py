@@ -51,6 +51,29 @@ def labels_to_json(labels: Iterable[Label], facts: Mapping[str, Any] | None = No
     return (start + ',\n "labels": [' + (f"\n{lines}\n ]" if entries else "]") + "\n}\n").encode("ascii")
 
 
+def label_data(label: Label) -> dict[str, Any]:
+    """One label as JSON data, as it stands in files of labels. Raises ValueError for infinite numbers."""
+    return _plain(label, f"label of {label.node}")
+
+
+def label_of(data: Any, where: str) -> Label:
+    """The label that `label_data` gave. Raises BadGraphFile naming the field."""
+    return _record(Label, data, where)
+
+
+def named_data(named: Mapping[str, Label]) -> dict[str, list[dict[str, Any]]]:
+    """The `named` field of a graph's file; nothing where there are no labels."""
+    return {"named": [label_data(label) for label in named.values()]} if named else {}
+
+
+def named_of(data: Mapping[str, Any], where: str) -> dict[str, Label]:
+    """The labels of a file's `named` field, by node name; none where it has no such field. Raises BadGraphFile."""
+    entries = objects(data, "named", where) if "named" in data else []
+    found = [label_of(entry, f"{where}: 'named'") for entry in entries]
+    check_distinct([label.node for label in found], f"{where}: 'named'")
+    return {str(label.node): label for label in found}
+
+
 def labels_from_json(text: str | bytes, where: str = "label file") -> LabelFile:
     """What `labels_to_json` wrote. where: the file, for errors. Raises BadGraphFile with one line that names node or field."""
     data = _read(text, where, LABELS_FORMAT)

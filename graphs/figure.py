@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from graphs.named import Verdict
 from graphs.node import NodeId
 
 
@@ -17,14 +18,16 @@ class Mark:
     """-1 for tokens, the layer for what lies in a layer, the number of layers for outputs."""
     column: int
     """Place among the columns."""
-    text: str
-    """What stands beside it, already cut; hostile."""
+    lines: tuple[str, ...]
+    """What stands in its box, one line at least, already cut; hostile."""
     tip: str
     """Everything known of it; hostile."""
     size: float = 1.0
     """0 .. 1: how influential it is among the drawn ones."""
     presence: float = 1.0
     """0 .. 1: in how many prompts it is."""
+    verdict: Verdict | None = None
+    """Outcome of its name's causal test."""
     group: int | None = None
     """Its supernode's place in the figure's groups."""
 

@@ -13,8 +13,9 @@ from graphs.figure import Figure, Mark
 from graphs.layout import Band, Layout, Tab
 from graphs.node import NodeId, Slot
 
-BOX, LETTER, MARKER = 19.0, 5.6, 16.0
-"""Height of a box, width of a letter in it, room for its marker."""
+BOX, LETTER, MARKER, LINE, VERDICT = 19.0, 5.6, 16.0, 11.5, 11.0
+"""Height of a box of one line, width of a letter in it, room for its marker, height of a further line, room for the sign of a
+causal test."""
 _GAP, _PADDING, _IN_A_ROW = 10.0, 26.0, 3
 
 
@@ -49,7 +50,13 @@ def place_figure(figure: Figure) -> Placed:
 
 def box_width(mark: Mark) -> float:
     """Width of a mark's box."""
-    return 10 + LETTER * display_width(mark.text) + (MARKER if mark.node.kind in ("feature", "error", "head") else 0)
+    sides = (MARKER if mark.node.kind in ("feature", "error", "head") else 0) + (VERDICT if mark.verdict else 0)
+    return 10 + LETTER * max(map(display_width, mark.lines)) + sides
+
+
+def box_height(mark: Mark) -> float:
+    """Height of a mark's box."""
+    return BOX + LINE * (len(mark.lines) - 1)
 
 
 def _rows(figure: Figure) -> list[list[Mark]]:
@@ -109,19 +116,20 @@ def _place(figure: Figure, rows: list[list[Mark]], centres: list[float], lines: 
     y = 14.0
     for number in range(len(rows) - 1, -1, -1):
         taken = []
+        tall = max(map(box_height, rows[number]))
         for column, marks in _by_column(rows[number]).items():
             wide = sum(map(box_width, marks)) + _GAP * (len(marks) - 1)
             x = centres[column] - wide / 2
             for mark in marks:
-                cells.append(Cell(str(mark.node), mark.node.kind, mark.text, x, y, box_width(mark), BOX))
+                cells.append(Cell(str(mark.node), mark.node.kind, mark.lines, x, y, box_width(mark), tall))
                 taken.append((x, x + box_width(mark)))
                 x += box_width(mark) + _GAP
-        bands[rows[number][0].level] += [y, y + BOX]
-        walls.append((y, y + BOX, tuple(sorted(taken))))
-        y += BOX + (20 + 2.4 * crossed[number] ** 0.7 if number else 0)
+        bands[rows[number][0].level] += [y, y + tall]
+        walls.append((y, y + tall, tuple(sorted(taken))))
+        y += tall + (20 + 2.4 * crossed[number] ** 0.7 if number else 0)
     named = {str(mark.node): mark.node for mark in figure.marks}
     boxes = {named[cell.name]: cell for cell in cells}
-    tabs = [Tab(Slot(node), c.x + c.width / 2, c.y + BOX, c.width * 0.75) for node, c in boxes.items()]
+    tabs = [Tab(Slot(node), c.x + c.width / 2, c.y + c.height, c.width * 0.75) for node, c in boxes.items()]
     drawn = tuple(
         Band(f"layer {level}", min(ys), max(ys)) for level, ys in sorted(bands.items()) if 0 <= level < figure.layers
     )

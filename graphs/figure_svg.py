@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from graphs.blocks import Cell
-from graphs.drawing import GREY, svg_page, svg_text, svg_title
+from graphs.drawing import GREY, svg_page, svg_text, svg_title, svg_verdict
 from graphs.escape import display_width, shorten
 from graphs.exporters.svg import draw_route, stroke
 from graphs.figure import Figure, Mark
-from graphs.figure_layout import MARKER, Placed, place_figure
+from graphs.figure_layout import LINE, MARKER, Placed, place_figure
+from graphs.named import MEANINGS
 from graphs.node import EdgeId
 from graphs.routing import route_edges
 
@@ -92,7 +93,10 @@ def _mark(figure: Figure, mark: Mark, cell: Cell) -> str:
     )
     marker = _marker(kind, cell.x + 5 + MARKER / 2 - 2, middle, mark.size, colour)
     x = cell.x + (5 + MARKER if marker else 5)
-    return f"<g{opacity}>{svg_title(mark.tip)}{box}{marker}{svg_text(mark.text, x, middle + 3.4, 9.8, ink)}</g>"
+    first = middle + 3.4 - LINE * (len(mark.lines) - 1) / 2
+    lines = "".join(svg_text(text, x, first + LINE * place, 9.8, ink) for place, text in enumerate(mark.lines))
+    sign = svg_verdict(mark.verdict, cell.x + cell.width - 8, middle) if mark.verdict else ""
+    return f"<g{opacity}>{svg_title(mark.tip)}{box}{marker}{lines}{sign}</g>"
 
 
 def _marker(kind: str, x: float, y: float, size: float, colour: str) -> str:
@@ -131,6 +135,9 @@ def _legend(figure: Figure, largest: float, width: float) -> tuple[str, float]:
     for kind, meaning in (("feature", "feature"), ("error", "error"), ("head", "attention head")):
         if kind in kinds:
             add(_marker(kind, 6.0, 0.0, 0.8, "#444444"), 15, f"{meaning}, area by influence")
+    for outcome, meaning in MEANINGS.items():
+        if any(mark.verdict == outcome for mark in figure.marks):
+            add(svg_verdict(outcome, 5.0, 0.0), 13, meaning)
     if figure.faint:
         add("", 0, figure.faint)
     for place, label in enumerate(figure.groups):

@@ -72,6 +72,8 @@ class Label:
     """Whether the labeler would rather not name it."""
     expects: Expectation | None = None
     """The causal test."""
+    predicts: tuple[str, ...] = ()
+    """Tokens that it says the node raises (of role `suppresses`: lowers), strongest first; hostile."""
     scores: Mapping[str, Score] = field(default_factory=dict)
     """By test: `precision` and `recall` of a rule, `detection`, `fuzzing`, `intruder`, `output`, ..."""
 

@@ -63,8 +63,8 @@ class Layout:
 
 
 def layered_layout(circuit: Circuit, labels: Mapping[str, str] | None = None) -> Layout:
-    """Places every node that has a kept edge. Deterministic. `labels` (by node name) become second lines in the
-    boxes."""
+    """Places every node that has a kept edge. Deterministic. `labels` (by node name) become further lines
+    in the boxes."""
     rows = blocks_by_row(circuit, labels or {})
     ranks = {end: r for r, blocks in enumerate(rows) for block in blocks for end in block.ends}
     links = _links(circuit, ranks)

@@ -12,6 +12,7 @@ from graphs.circuit import Circuit
 from graphs.evidence import Neighbour
 from graphs.node import NodeId
 from graphs.pruned import PrunedGraph
+from graphs.task_graph import TaskGraph
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Neighbourhood:
 
 
 def neighbourhoods(
-    graph: Circuit | PrunedGraph, count: int = 8, labels: Mapping[NodeId, str] | None = None
+    graph: Circuit | PrunedGraph | TaskGraph, count: int = 8, labels: Mapping[NodeId, str] | None = None
 ) -> dict[NodeId, Neighbourhood]:
     """For every node of the graph, without positions.
 
@@ -64,14 +65,15 @@ def _strongest(found: Iterable[Neighbour], count: int) -> tuple[Neighbour, ...]:
     return tuple(sorted(found, key=lambda one: (-abs(one.weight), str(one.node)))[:count])
 
 
-def _nodes(graph: Circuit | PrunedGraph) -> tuple[NodeId, ...]:
-    return graph.nodes if isinstance(graph, PrunedGraph) else ()
+def _nodes(graph: Circuit | PrunedGraph | TaskGraph) -> tuple[NodeId, ...]:
+    return () if isinstance(graph, Circuit) else graph.nodes
 
 
-def _edges(graph: Circuit | PrunedGraph) -> Iterator[tuple[NodeId, list[NodeId], float]]:
+def _edges(graph: Circuit | PrunedGraph | TaskGraph) -> Iterator[tuple[NodeId, list[NodeId], float]]:
     """Source, the nodes that the edge ends in, and weight."""
-    if isinstance(graph, PrunedGraph):
-        for (source, target), weight in zip(graph.edges.tolist(), graph.weights.tolist()):
+    if not isinstance(graph, Circuit):
+        weights = graph.weights if isinstance(graph, PrunedGraph) else graph.effect
+        for (source, target), weight in zip(graph.edges.tolist(), weights.tolist()):
             yield graph.nodes[source], [graph.nodes[target]], weight
         return
     topology = graph.topology

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from graphs.label import Label
 from graphs.node import EdgeId, NodeId
 
 
@@ -85,6 +86,9 @@ class PrunedGraph:
     """One line for pictures; hostile. Empty: the prompt."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Texts by node name, with a position (`f3.17@4`) or for all positions (`f3.17`); hostile."""
+    named: Mapping[str, Label] = field(default_factory=dict)
+    """Labels with all that is known of them (role, scores, causal test), by node name without a position; hostile. `labels`
+    decides what is shown where it has the node."""
     supernodes: tuple[Supernode, ...] = ()
     """Groups of nodes."""
     pinned: tuple[NodeId, ...] = ()
@@ -119,6 +123,8 @@ class PrunedGraph:
         given = self.labels.get(str(node)) or self.labels.get(str(node.at(None)))
         if given:
             return given
+        if str(node.at(None)) in self.named:
+            return self.named[str(node.at(None))].text
         if node.kind == "token":
             return self.tokens[node.position] if isinstance(node.position, int) else ""
         if node.kind == "logit" and node.index is not None:
@@ -156,5 +162,9 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or bool(one == other)
 
 
+def _data(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else repr(value)
+
+
 def _as_json(data: Mapping[Any, Any]) -> str:
-    return json.dumps({str(key): value for key, value in data.items()}, sort_keys=True, default=dict)
+    return json.dumps({str(key): value for key, value in data.items()}, sort_keys=True, default=_data)

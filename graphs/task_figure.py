@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphs.attribution_figure import MOST_EDGES, MOST_NODES, strongest
-from graphs.escape import shorten, visible_token
+from graphs.escape import shorten, visible_token, wrapped
 from graphs.figure import Arrow, Figure, Mark
+from graphs.named import told, verdict
 from graphs.node import NodeId
 from graphs.task_graph import TaskGraph, wilson
 
@@ -76,24 +77,25 @@ def _marks(
                 node=node,
                 level=-1 if is_input else graph.layers if node.layer is None else node.layer,
                 column=len(graph.places) - 1 if node.position is None else column[node.position],
-                text=_short(graph, node),
+                lines=_short(graph, node),
                 tip=_tip(graph, place),
                 size=float(sizes[place] / largest),
                 presence=(1.0 if place in busy else 0.35) if is_input else frequency,
+                verdict=verdict(graph.named.get(str(node.at(None)))),
                 group=groups.get(node),
             )
         )
     return tuple(marks)
 
 
-def _short(graph: TaskGraph, node: NodeId) -> str:
+def _short(graph: TaskGraph, node: NodeId) -> tuple[str, ...]:
     text = graph.label(node)
     if node.kind == "input":
         seen = visible_token(text, 16)
-        return f"{shorten(node.position, 12)}: {seen}" if isinstance(node.position, str) else seen or "∅"
+        return (f"{shorten(node.position, 12)}: {seen}" if isinstance(node.position, str) else seen or "∅",)
     if node.kind in ("logits", "logit", "difference"):
-        return visible_token(text, 20) or str(node.at(None))
-    return shorten(text, 20) or str(node.at(None))
+        return (visible_token(text, 20) or str(node.at(None)),)
+    return wrapped(text, 22, 2) or (str(node.at(None)),)
 
 
 def _often(graph: TaskGraph, counts: Int[np.ndarray, " side"]) -> str:
@@ -108,7 +110,11 @@ def _often(graph: TaskGraph, counts: Int[np.ndarray, " side"]) -> str:
 def _tip(graph: TaskGraph, place: int) -> str:
     node, label = graph.nodes[place], graph.label(graph.nodes[place])
     influence = ", ".join(f"{value:.4g}" for value in graph.influence[:, place].tolist())
-    return f"{node}: {label}\n{_often(graph, graph.node_counts[:, place])}\nmean influence {influence}"
+    known = graph.named.get(str(node.at(None)))
+    facts = told(known) if known is not None else []
+    return "\n".join(
+        [f"{node}: {label}", _often(graph, graph.node_counts[:, place]), f"mean influence {influence}", *facts]
+    )
 
 
 def _arrow(graph: TaskGraph, place: int, shown: Float[np.ndarray, " edge"]) -> Arrow:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
+from graphs.label import Label
 from graphs.node import EdgeId, NodeId
 from graphs.pruned import same_fields
 
@@ -54,6 +55,9 @@ class TaskGraph:
     """What inputs and outputs were in the prompts, by node name; hostile."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Texts by node name, for one place or all; hostile."""
+    named: Mapping[str, Label] = field(default_factory=dict)
+    """Labels with all that is known of them (role, scores, causal test), by node name without a position; hostile. `labels`
+    decides what is shown where it has the node."""
     title: str = ""
     """One line; hostile."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
@@ -72,6 +76,8 @@ class TaskGraph:
     def label(self, node: NodeId) -> str:
         """What a node is called: its label, else what it was in the prompts, else nothing."""
         named = self.labels.get(str(node)) or self.labels.get(str(node.at(None)))
+        if not named and str(node.at(None)) in self.named:
+            return self.named[str(node.at(None))].text
         return named or self.texts.get(str(node), "")
 
     def same_as(self, other: TaskGraph) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from graphs.evidence_json import named_data, named_of
 from graphs.json_fields import (
     BadGraphFile,
     check_distinct,
@@ -42,6 +43,7 @@ def export_json(graph: TaskGraph) -> bytes:
         "places": list(graph.places),
         "texts": dict(graph.texts),
         "labels": dict(graph.labels),
+        **named_data(graph.named),
         "scores": dict(graph.scores),
     }
     nodes = _entries(
@@ -113,6 +115,7 @@ def read_task_graph(text: str | bytes) -> TaskGraph:
         layers=take(data, "layers", int, _FILE),
         texts=texts_of(data, "texts", _FILE),
         labels=texts_of(data, "labels", _FILE),
+        named=named_of(data, _FILE),
         title=take(data, "title", str, _FILE),
         scores={key: None if value is None else number(value, f"scores: {key!r}") for key, value in scores.items()},
     )

@@ -10,6 +10,8 @@ import numpy as np
 
 from graphs.circuit import Circuit
 from graphs.error_share import error_share
+from graphs.label import Label
+from graphs.named import told
 from graphs.prune import drop_dead_ends
 
 MOST_DRAWN = 1000
@@ -37,6 +39,9 @@ class CircuitView:
     """The metric's name: the unit of the scores."""
     d_model: int | None = None
     """Width of the model's residual stream, for formats that state it."""
+    named: Mapping[str, Label] = field(default_factory=dict)
+    """Labels with all that is known of them (role, scores, causal test), by node name without a position; hostile. `labels`
+    decides what is shown where it has the node."""
 
     @cached_property
     def drawn(self) -> Circuit:
@@ -48,6 +53,16 @@ class CircuitView:
         kept = np.zeros_like(alive.kept)
         kept[rows, columns] = True
         return drop_dead_ends(replace(alive, kept=kept))
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """What each node is called, by name."""
+        return {**{name: label.text for name, label in self.named.items()}, **self.labels}
+
+    def tip(self, name: str) -> str:
+        """Everything known of a node, in lines; hostile."""
+        lines = [f"{name}: {self.texts[name]}" if self.texts.get(name) else name]
+        return "\n".join([*lines, *(told(self.named[name]) if name in self.named else ())])
 
     @property
     def numbers(self) -> tuple[str, ...]:

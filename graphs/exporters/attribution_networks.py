@@ -9,6 +9,7 @@ import networkx as nx
 
 from graphs.escape import clean, dot_string, shorten, visible_token
 from graphs.exporters.svg import stroke
+from graphs.named import SIGNS, clean_attributes, told, verdict
 from graphs.node import NodeId
 from graphs.pruned import PrunedGraph
 
@@ -16,8 +17,9 @@ _SHAPES = {"feature": "ellipse", "error": "diamond", "token": "box", "logit": "b
 
 
 def to_networkx(graph: PrunedGraph) -> nx.DiGraph:
-    """Nodes by name, with kind, layer, index, position, label, activation, influence, cumulative, explained, supernode;
-    edges with weight, abs_weight, score. What is not known is left out; texts are made fit for XML."""
+    """Nodes by name, with kind, layer, index, position, label, activation, influence, cumulative, explained, supernode,
+    and of labels what `graphs.named.clean_attributes` gives; edges with weight, abs_weight, score. What is not known is
+    left out; texts are made fit for XML."""
     result = nx.DiGraph(title=clean(graph.heading))
     if graph.scores is not None:
         result.graph.update({name: value for name, value in vars(graph.scores).items() if not math.isnan(value)})
@@ -35,6 +37,8 @@ def to_networkx(graph: PrunedGraph) -> nx.DiGraph:
             "cumulative": float(graph.cumulative[place]),
             "explained": float(graph.explained[place]),
         }
+        label = graph.named.get(str(node.at(None)))
+        known |= {} if label is None else clean_attributes(label)
         result.add_node(str(node), **_known(known))
     for (source, target), weight, score in zip(
         graph.edges.tolist(), graph.weights.tolist(), graph.edge_scores.tolist()
@@ -89,6 +93,9 @@ def export_dot(graph: PrunedGraph) -> bytes:
 
 def _look(graph: PrunedGraph, node: NodeId) -> str:
     text = graph.label(node)
-    shown = visible_token(text, 30) if node.kind in ("token", "logit") else shorten(text, 40)
-    label = f"{node} {shown}" if shown else str(node)
-    return f"shape={_SHAPES.get(node.kind, 'ellipse')}, label={dot_string(label)}"
+    shown = visible_token(text, 30) if node.kind in ("token", "logit") else shorten(text, 60)
+    known = graph.named.get(str(node.at(None)))
+    outcome = verdict(known)
+    label = " ".join(filter(None, (str(node), shown, SIGNS[outcome] if outcome else "")))
+    tip = f", tooltip={dot_string(' · '.join([label, *told(known)]))}" if known is not None else ""
+    return f"shape={_SHAPES.get(node.kind, 'ellipse')}, label={dot_string(label)}{tip}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphs.circuit import Circuit
+from graphs.evidence_json import named_data, named_of
 from graphs.node import EdgeId, NodeId, Slot
 from graphs.scores import EdgeScores
 from graphs.topology import Topology, transformer_topology
@@ -22,8 +23,8 @@ class BadCircuitFile(ValueError):
 
 
 def export_json(view: CircuitView) -> bytes:
-    """The view as UTF-8 JSON: format, version, title, metric, method, evaluation, topology, labels and `edges`,
-    strongest first.
+    """The view as UTF-8 JSON: format, version, title, metric, method, evaluation, topology, labels, `named` (labels with
+    their scores, where there are any) and `edges`, strongest first.
 
     Each edge has its name and its score (null without scores; `stderr` where there is one). Scores are as precise as
     they are stored, so that `read_view` gives an equal circuit.
@@ -48,7 +49,8 @@ def export_json(view: CircuitView) -> bytes:
         "dtype": None if scores is None else str(scores.values.dtype),
         "evaluation": dict(view.evaluation),
         "topology": describe_topology(circuit.topology),
-        "labels": dict(view.labels),
+        "labels": view.texts,
+        **named_data(view.named),
     }
     try:
         lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in head.items()]
@@ -80,12 +82,13 @@ def read_view(text: str | bytes) -> CircuitView:
         title, metric = (_text(data[key], key) for key in ("title", "metric"))
         labels = {name: _text(label, f"labels: {name}") for name, label in data["labels"].items()}
         numbers = data["evaluation"].items()
+        named = named_of(data, "labels with scores")
         evaluation = {key: None if value is None else _number_of(value, f"evaluation: {key}") for key, value in numbers}
     except KeyError as error:
         raise BadCircuitFile(f"circuit file: {error.args[0]}") from None
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise BadCircuitFile(f"circuit file: {error}") from None
-    return CircuitView(circuit, title, labels, evaluation, metric)
+    return CircuitView(circuit, title, labels, evaluation, metric, named=named)
 
 
 def describe_topology(topology: Topology) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from graphs.circuit import Circuit
 from graphs.escape import dot_string, shorten, xml_text
 from graphs.exporters.svg import TAB_COLOURS, stroke
+from graphs.named import SIGNS, verdict
 from graphs.node import EdgeId, NodeId, Slot
 from graphs.view import CircuitView
 
@@ -75,13 +76,22 @@ def _nodes(circuit: Circuit, view: CircuitView) -> list[str]:
             lines += [f"  {dot_string(box)} -> {dot_string(name)} [style=dotted, arrowhead=none];" for name in served]
     ranks: dict[int | None, list[str]] = defaultdict(list)
     for name, (node, kind) in found.items():
-        lines.append(
-            f"  {dot_string(name)} [{_look(name, kind, ports[name], shorten(view.labels.get(name, ''), 40))}];"
-        )
+        lines.append(f"  {dot_string(name)} [{_look(name, kind, ports[name], _label(view, name))}{_tip(view, name)}];")
         if kind == "head":
             ranks[node.layer].append(dot_string(name))
     lines += [f"  {{ rank=same; {'; '.join(names)}; }}" for names in ranks.values() if len(names) > 1]
     return lines
+
+
+def _label(view: CircuitView, name: str) -> str:
+    """A node's label, with the sign of its causal test."""
+    outcome = verdict(view.named.get(name))
+    return " ".join([shorten(view.texts.get(name, ""), 60), *([SIGNS[outcome]] if outcome else [])]).strip()
+
+
+def _tip(view: CircuitView, name: str) -> str:
+    """The tooltip of a node with a label; Graphviz shows the node's own text for others."""
+    return f", tooltip={dot_string(view.tip(name).replace(chr(10), ' · '))}" if name in view.named else ""
 
 
 def _look(name: str, kind: str, ports: list[str], label: str) -> str:

@@ -7,11 +7,13 @@ from io import BytesIO
 import networkx as nx
 
 from graphs.escape import clean
+from graphs.named import clean_attributes
 from graphs.view import CircuitView
 
 
 def export_graphml(view: CircuitView) -> bytes:
-    """The circuit as a directed multigraph. Nodes: kind, layer, index, label. Edges: port, score, abs_score, edge
+    """The circuit as a directed multigraph. Nodes: kind, layer, index, label, and of labels
+    what `graphs.named.clean_attributes` gives. Edges: port, score, abs_score, edge
     (its name).
 
     Dead ends are kept. The graph's attributes hold the title, the numbers of the evaluation and the method.
@@ -24,7 +26,9 @@ def export_graphml(view: CircuitView) -> bytes:
         known = {key: value for key, value in attributes.items() if value is not None}
         if "position" in known:
             known["position"] = str(known["position"])
-        graph.add_node(name, label=clean(view.labels.get(name, name)), **known)
+        if name in view.named:
+            known |= clean_attributes(view.named[name])
+        graph.add_node(name, label=clean(view.texts.get(str(name), str(name))), **known)
     for start, end, port, attributes in source.edges(keys=True, data=True):
         known = {key: value for key, value in attributes.items() if value is not None}
         if "score" in known:

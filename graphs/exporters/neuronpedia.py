@@ -19,6 +19,7 @@ import numpy as np
 
 from graphs.attribution_json import describe, whole_graph
 from graphs.json_fields import BadGraphFile, node_of, nodes_of, numbers, objects, places_of, plain, read_object, take
+from graphs.named import clean_attributes
 from graphs.node import NodeId
 from graphs.pruned import PrunedGraph, Supernode
 
@@ -172,6 +173,11 @@ def _nodes(graph: PrunedGraph, names: list[_Names]) -> list[dict[str, Any]]:
                     "influence": influence[place],
                     "cumulative": cumulative[place],
                     "explained": explained[place],
+                    **(
+                        {"label": clean_attributes(graph.named[name_of])}
+                        if (name_of := str(node.at(None))) in graph.named
+                        else {}
+                    ),
                 },
             }
         )

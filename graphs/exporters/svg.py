@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphs.blocks import CELL_HEIGHT, TAB_HEIGHT, TAB_WIDTH, Cell
+from graphs.blocks import CELL_HEIGHT, LABEL_HEIGHT, TAB_HEIGHT, TAB_WIDTH, Cell
 from graphs.circuit import Circuit
-from graphs.drawing import GREY, svg_page, svg_text, svg_title
+from graphs.drawing import GREY, svg_page, svg_text, svg_title, svg_verdict
 from graphs.escape import shorten
 from graphs.layout import Band, Layout, layered_layout
+from graphs.named import MEANINGS, Verdict, verdict
 from graphs.routing import Route, route_edges, smooth_path
 from graphs.view import CircuitView
 
@@ -36,7 +37,7 @@ def export_svg(view: CircuitView) -> bytes:
     circuit = view.drawn
     if not circuit.edge_count:
         return _page(view, 560, 40, [svg_text("No path from input to logits: nothing to draw.", -42, 20, 12)], "")
-    layout = layered_layout(circuit, view.labels)
+    layout = layered_layout(circuit, view.texts)
     edges = circuit.edges
     largest = max((abs(score) for _, score in edges if score is not None), default=0.0)
     routes = route_edges(layout, [edge for edge, _ in edges])
@@ -46,17 +47,21 @@ def export_svg(view: CircuitView) -> bytes:
     body.append(f'<g transform="translate({aside:.1f} 0)">')
     drawn = [_edge(route, score, largest) for route, (_, score) in zip(routes, edges)]
     body += drawn[::-1]  # the strongest on top
-    body += [_cell(cell, view.labels.get(cell.name, "")) for cell in layout.cells]
+    body += [_cell(cell, view.tip(cell.name), verdict(view.named.get(cell.name))) for cell in layout.cells]
     body += [_tab(tab.slot.port, str(tab.slot), tab.x, tab.y) for tab in layout.tabs if tab.slot.port] + ["</g>"]
-    return _page(view, width, layout.height, body, _legend(view, circuit, layout, largest, width))
+    legend = _legend(view, circuit, layout, largest, width)
+    below = 64 if any(_verdicts(view, layout, outcome) for outcome in MEANINGS) else 46
+    return _page(view, width, layout.height, body, legend, below)
 
 
-def _page(view: CircuitView, width: float | int, height: float | int, body: Sequence[str], legend: str) -> bytes:
+def _page(
+    view: CircuitView, width: float | int, height: float | int, body: Sequence[str], legend: str, room: int = 0
+) -> bytes:
     """Title on top, then the drawing, then the legend."""
     title, top = _title(view, width)
     drawing = [f'<g transform="translate({_MARGIN_LEFT:.0f} {top:.0f})">', *body, "</g>"]
     below = [f'<g transform="translate(0 {top + height:.1f})">{legend}</g>'] if legend else []
-    return svg_page(view.title, width, top + height + (46 if legend else 0), [title, *drawing, *below])
+    return svg_page(view.title, width, top + height + room, [title, *drawing, *below])
 
 
 def _title(view: CircuitView, width: float | int) -> tuple[str, float]:
@@ -113,19 +118,22 @@ def draw_route(route: Route, score: float | None, largest: float, tip: str, pres
     )
 
 
-def _cell(cell: Cell, label: str) -> str:
-    """A node's box; MLPs, features and (dashed) error nodes are filled and round, input and logits dark."""
+def _cell(cell: Cell, tip: str, outcome: Verdict | None) -> str:
+    """A node's box, with the sign of its name's causal test; MLPs, features and (dashed) error nodes are filled and
+    round, input and logits dark."""
     fill, line = _CELL_COLOURS.get(cell.kind, ("#ffffff", "#333333"))
     dark = fill == line
     dash = ' stroke-dasharray="4 2"' if cell.kind == "error" else ""
     middle = cell.x + cell.width / 2
     name = cell.name.split(".")[-1] if cell.kind == "kv" else cell.name
-    line_up = 0.0 if cell.label else (cell.height - CELL_HEIGHT) / 2
+    line_up = (cell.height - CELL_HEIGHT - LABEL_HEIGHT * len(cell.label)) / 2
     text = svg_text(name, middle, cell.y + 15 + line_up, 11.5, "#ffffff" if dark else "#111111", "middle")
-    if cell.label:
-        text += svg_text(cell.label, middle, cell.y + 28, 9.5, "#ffffff" if dark else "#444444", "middle")
+    for place, line_of_label in enumerate(cell.label):
+        y = cell.y + 28 + line_up + LABEL_HEIGHT * place
+        text += svg_text(line_of_label, middle, y, 9.5, "#ffffff" if dark else "#444444", "middle")
+    text += svg_verdict(outcome, cell.x + cell.width - 8, cell.y + 9) if outcome else ""
     return (
-        f"<g>{svg_title(cell.name + (f': {label}' if label else ''))}"
+        f"<g>{svg_title(tip)}"
         f'<rect x="{cell.x:.1f}" y="{cell.y:.1f}" width="{cell.width:.1f}" height="{cell.height:.1f}" '
         f'rx="{_ROUND.get(cell.kind, 2)}" fill="{fill}" stroke="{line}" stroke-width="1"{dash}/>{text}</g>'
     )
@@ -140,6 +148,11 @@ def _tab(port: str, tip: str, x: float, y: float | int) -> str:
         + svg_text(port, x, y - 2.2, 9, "#111111", "middle")
         + "</g>"
     )
+
+
+def _verdicts(view: CircuitView, layout: Layout, outcome: Verdict) -> bool:
+    """Whether the causal test of any drawn name came out so."""
+    return any(verdict(view.named.get(cell.name)) == outcome for cell in layout.cells)
 
 
 def _legend(view: CircuitView, circuit: Circuit, layout: Layout, largest: float, width: float) -> str:
@@ -171,6 +184,11 @@ def _legend(view: CircuitView, circuit: Circuit, layout: Layout, largest: float,
     for port, meaning in (("q", "query"), ("k", "key"), ("v", "value")) if tabbed else ():
         parts.append(_tab(port, "", x + 8, 23) + svg_text(meaning, x + 20, 22, 10.5))
         x += 20 + 5.6 * len(meaning) + 12
+    x = 16.0
+    for outcome, meaning in MEANINGS.items():
+        if _verdicts(view, layout, outcome):
+            parts.append(svg_verdict(outcome, x + 5, 50) + svg_text(meaning, x + 13, 54, 10.5))
+            x += 13 + 5.4 * len(meaning) + 16
     if shared:
         parts.append(svg_text("kv: shared by the heads beside it", width - 16, 40, 10.5, anchor="end"))
     return "".join(parts)

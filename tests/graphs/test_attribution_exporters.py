@@ -135,7 +135,7 @@ def test_a_large_graph_shows_its_strongest_part_and_says_so() -> None:
     ]
     strongest = {tuple(name.split("->")) for _, name in sorted(between, reverse=True)[:40]}
     assert len(strongest - drawn) <= 10  # tokens whose column holds several are not drawn
-    assert any(mark.text.startswith("⋯") for mark in figure.marks)
+    assert any(mark.lines[0].startswith("⋯") for mark in figure.marks)
 
 
 def _drawn_values(graph: PrunedGraph) -> dict[tuple[str, str], float]:
@@ -157,7 +157,7 @@ def test_members_of_a_supernode_at_one_position_are_drawn_as_one(seed: int) -> N
     leave = [arrow.target for arrow in before.arrows if str(arrow.source) in inside and str(arrow.target) not in inside]
     level = {mark.node: mark.level for mark in before.marks}
     if all(level[node] > top for node in leave):
-        assert [(mark.level, mark.text) for mark in marks] == [(top, f"some ×{len(members)}")]
+        assert [(mark.level, mark.lines) for mark in marks] == [(top, (f"some ×{len(members)}",))]
     else:
         assert len(marks) == len({node.layer for node in members})
     lead = {str(member): str(mark.node) for mark in marks for member in members if str(member) in mark.tip}

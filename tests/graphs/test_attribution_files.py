@@ -18,9 +18,8 @@ from graphs.attribution_json import export_json, read_graph
 from graphs.influence import prune
 from graphs.json_fields import BadGraphFile
 from graphs.pruned import PrunedGraph, Supernode, same_fields
+from tests.graphs.hostile_labels import HOSTILE, hostile_label
 from tests.graphs.random_attribution import random_attribution
-
-HOSTILE = '</svg>]]><script>alert(\'x\')</script> & "quoted" \\N \\" \x00\x1b[31m \u202elive \ud800 <b>\n日本 '
 
 
 def rich_graph(targets: str = "logits", seed: int = 0) -> PrunedGraph:
@@ -33,6 +32,7 @@ def rich_graph(targets: str = "logits", seed: int = 0) -> PrunedGraph:
         tokens=(HOSTILE, *graph.tokens[1:]),
         texts={**graph.texts, 50: HOSTILE},
         labels={str(features[0]): HOSTILE, str(features[1].at(None)): "capital cities"},
+        named={str(node.at(None)): hostile_label(node) for node in features[:6]},
         supernodes=(Supernode(HOSTILE, tuple(features[:2])), Supernode("rest", (features[2],))),
         pinned=(features[0], graph.nodes[-1]),
         through={0: {"a0.h1": 0.25, "direct": -1e-9}, 3: {}},

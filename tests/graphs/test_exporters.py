@@ -19,18 +19,18 @@ import pytest
 from graphs.exporters import EXPORTERS
 from graphs.exporters.heatmap import HeatmapPanel, colour, heatmap_svg
 from graphs.exporters.svg import NEGATIVE, POSITIVE
-from graphs.node import EdgeId
+from graphs.node import EdgeId, NodeId
 from graphs.prune import drop_dead_ends, full_circuit, random_circuit, select_greedy
 from graphs.scores import EdgeScores
 from graphs.topology import transformer_topology
 from graphs.view import MOST_DRAWN, CircuitView, ExporterUnavailable
+from tests.graphs.hostile_labels import HOSTILE, hostile_label
 
 Scored = Callable[..., EdgeScores]
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SVG = "{http://www.w3.org/2000/svg}"
 TEXT_FORMATS = ("json", "svg", "dot", "graphml")
 EVALUATION: dict[str, float | int | None] = {"faithfulness": 0.871, "low": 0.8, "high": 0.93, "cmd": 0.034, "cpr": None}
-HOSTILE = '</svg>]]><script>alert(\'x\')</script> & "quoted" \\N \\" \x00\x1b[31m \u202elive \ud800 <b>\n日本 '
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz's dot program")
 
 
@@ -157,7 +157,8 @@ def _hostile_view(scored: Scored) -> CircuitView:
     assert scores is not None
     names = [*view.circuit.topology.source_names, "logits", "unknown"]
     circuit = replace(view.circuit, scores=replace(scores, method=HOSTILE))
-    return CircuitView(circuit, HOSTILE, dict.fromkeys(names, HOSTILE), EVALUATION, HOSTILE)
+    named = {name: hostile_label(NodeId.parse(name)) for name in names[:-2]}
+    return CircuitView(circuit, HOSTILE, dict.fromkeys(names, HOSTILE), EVALUATION, HOSTILE, named=named)
 
 
 @pytest.mark.parametrize("name", ["svg", "graphml"])
