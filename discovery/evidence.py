@@ -31,6 +31,7 @@ from graphs.evidence import CausalEffect, Evidence, HeadEvidence, TokenEffect
 from graphs.neighbours import Neighbourhood, neighbourhoods
 from graphs.node import NodeId
 from graphs.pruned import PrunedGraph
+from graphs.task_graph import TaskGraph
 
 _NAMED = ("feature", "head", "mlp", "error")
 _TEXTS, _TEXT_LENGTH = 16, 128  # of the corpus, to look at attention patterns on
@@ -50,12 +51,19 @@ class EvidenceSource:
     """The task: its pairs and metric."""
     task: str = ""
     """The task's name."""
-    graph: Circuit | PrunedGraph | None = None
+    graph: Circuit | PrunedGraph | TaskGraph | None = None
     """Where edges come from."""
     labels: Mapping[NodeId, str] | None = None
     """What neighbours are called so far."""
     settings: EvidenceSettings = field(default_factory=EvidenceSettings)
     """Numbers of windows, and the seed."""
+    title: str = ""
+    """What the evidence calls the model; empty: by the model's own name."""
+
+    @property
+    def model_title(self) -> str:
+        """What stands in `Evidence.model`."""
+        return self.title or self.model.name
 
 
 def collect_evidence(
@@ -71,7 +79,7 @@ def collect_evidence(
     around = {} if source.graph is None else neighbourhoods(source.graph, labels=source.labels)
     rank, processes = _place()
     for node in [node for node in wanted if node.kind == "error"][rank::processes]:
-        yield Evidence(node, source.model.name, flow_share=_flow_share(around, node))
+        yield Evidence(node, source.model_title, flow_share=_flow_share(around, node))
     meters = meters_of(source.model, source.transcoders, wanted)
     if meters:
         yield from _measured(source, wanted, meters, around, state_file, identity)
@@ -170,7 +178,7 @@ class _Builder:
             up, down = projected[place] if projected else ((), ())
             peaks, follows, sampled = counts
             yield replace(
-                Evidence(node, self.source.model.name),
+                Evidence(node, self.source.model_title),
                 contexts=contexts(passages, self.texts),
                 examples=examples(unshown, self.texts),
                 density=int(tokens[place]) / max(1, seen),  # type: ignore[index]

@@ -123,7 +123,7 @@ def _choice(evidence: Evidence) -> Choice | None:
 
 def _of_rule(evidence: Evidence, choice: Choice) -> Label:
     predicate = choice.predicate
-    text, role = _said(evidence, predicate)
+    text, role, tokens = _said(evidence, predicate)
     role = role if choice.main >= MAIN else "mixed"
     fits, against = _for_and_against(evidence.of("explain"), predicate)
     return Label(
@@ -137,12 +137,14 @@ def _of_rule(evidence: Evidence, choice: Choice) -> Label:
         f"Holds, but silent: {', '.join(against[:4])}." if against else "",
         round(choice.value, 4),
         expects=expected(evidence),
+        predicts=tokens,
         scores=held_out(predicate, evidence.of("score")),
     )
 
 
-def _said(evidence: Evidence, predicate: Predicate) -> tuple[str, Role]:
-    """The label's text and role: `say "x"` where the first branch is about what follows and the node raises just that."""
+def _said(evidence: Evidence, predicate: Predicate) -> tuple[str, Role, tuple[str, ...]]:
+    """The label's text, role and predicted tokens: `say "x"` where the first branch is about what follows and the node raises
+    just that."""
     branch = predicate.branches[0]
     following = [atom for atom in branch.atoms if atom.rule == "next"]
     if following:
@@ -153,8 +155,8 @@ def _said(evidence: Evidence, predicate: Predicate) -> tuple[str, Role]:
             first = replace(following[0], words=tuple(sorted(words, key=lambda word: word not in raised)))
             rest = [atom.text for atom in branch.atoms if atom is not following[0]]
             said = " ".join(["say " + first.text.removeprefix("before "), *rest])
-            return " ".join(said.split()[:LONGEST]), "promotes"
-    return predicate.text, "detects"
+            return " ".join(said.split()[:LONGEST]), "promotes", first.words
+    return predicate.text, "detects", ()
 
 
 def _for_and_against(contexts: Sequence[Context], predicate: Predicate) -> tuple[list[str], list[str]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -13,10 +13,14 @@ from graphs.evidence import Context, Evidence
 from graphs.label import Label, Score
 from graphs.node import NodeId
 from labelers.causal_test import judged
+from labelers.draws import draw
+from labelers.output_test import output_score
 from labelers.questions import Judge, Question, Test, Window
 from labelers.rule_examples import FIRES, POSITIVE
 
-TESTS: tuple[Test, ...] = ("detection", "fuzzing", "intruder")
+LabelTest = Test | Literal["output"]
+"""What a judge is asked, or `output`: what steering the node did to the tokens that the label predicts."""
+TESTS: tuple[LabelTest, ...] = ("detection", "fuzzing", "intruder", "output")
 _INTRUDED = 5
 """Windows of an intruder question; chance is one in this many."""
 
@@ -29,7 +33,7 @@ class LeakedDocuments(ValueError):
 class ScoreSettings:
     """How labels are tested."""
 
-    tests: tuple[Test, ...] = TESTS
+    tests: tuple[LabelTest, ...] = TESTS
     """Which tests."""
     baseline: bool = True
     """Whether every question is asked again with another node's label: what any label at all would get. Twice the cost."""
@@ -76,6 +80,11 @@ def score_labels(
         score = _score(test, pairs, baseline.get((node, test)), settings, str(node))
         if score is not None:
             result[node] = replace(result[node], scores={**result[node].scores, test: score})
+    if "output" in settings.tests:
+        for node in tested:
+            score = output_score(labels[node], evidence[node], settings.resamples, settings.seed)
+            if score is not None:
+                result[node] = replace(result[node], scores={**result[node].scores, "output": score})
     return {node: judged(label, evidence[node]) if node in evidence else label for node, label in result.items()}
 
 
@@ -89,22 +98,17 @@ def check_disjoint(evidence: Evidence) -> None:
         )
 
 
-def _rng(seed: int, *parts: str) -> np.random.Generator:
-    digest = hashlib.sha256("/".join((str(seed), *parts)).encode("utf-8", "surrogatepass")).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
-
-
 def _swapped(labels: Mapping[NodeId, Label], tested: Sequence[NodeId], seed: int) -> dict[NodeId, Label]:
     """Another node's label for each node: a random circle through all, so that none keeps its own."""
     if len(tested) < 2:
         return {}
-    order = [tested[place] for place in _rng(seed, "shuffle").permutation(len(tested))]
+    order = [tested[place] for place in draw(seed, "shuffle").permutation(len(tested))]
     return {node: labels[other] for node, other in zip(order, (*order[1:], order[0]))}
 
 
 def _questions(label: Label, evidence: Evidence, settings: ScoreSettings) -> list[_Asked]:
     contexts = [context for context in evidence.of("score") if context.tokens]
-    rng = _rng(settings.seed, "questions", str(label.node))
+    rng = draw(settings.seed, "questions", str(label.node))
     contexts = [contexts[place] for place in rng.permutation(len(contexts))]
     positive = [context for context in contexts if context.kind in POSITIVE]
     negative = [context for context in contexts if context.kind not in POSITIVE]
@@ -202,7 +206,7 @@ def _interval(test: Test, pairs: _Pairs, settings: ScoreSettings, name: str) -> 
     """95 % interval over resamples of the windows, drawn within each group."""
     if settings.resamples < 1:
         return None, None
-    rng = _rng(settings.seed, "bootstrap", test, name)
+    rng = draw(settings.seed, "bootstrap", test, name)
     means = [
         group[rng.integers(len(group), size=(settings.resamples, len(group)))].mean(1) for group in _groups(test, pairs)
     ]

@@ -9,6 +9,7 @@ from typing import Literal
 from graphs.circuit import Circuit
 from graphs.node import EdgeId, NodeId
 from graphs.pruned import PrunedGraph
+from graphs.task_graph import TaskGraph
 
 Effect = Literal["raises", "lowers", "helps", "hurts", "none"]
 EFFECTS: tuple[Effect, ...] = ("raises", "lowers", "helps", "hurts")
@@ -33,9 +34,10 @@ class Wire:
         return up if self.weight > 0 else down if self.weight < 0 else "none"
 
 
-def wires_of_graph(graph: PrunedGraph) -> tuple[Wire, ...]:
-    """The edges of one prompt's graph, strongest first."""
-    nodes, weights = graph.nodes, graph.weights.tolist()
+def wires_of_graph(graph: PrunedGraph | TaskGraph) -> tuple[Wire, ...]:
+    """The edges of one prompt's graph, strongest first; of many prompts' graph with their mean weights (of two sides: the first
+    one's)."""
+    nodes, weights = graph.nodes, (graph.weights if isinstance(graph, PrunedGraph) else graph.weights[0]).tolist()
     found = [
         Wire(EdgeId(nodes[source], nodes[target]), weights[i])
         for i, (source, target) in enumerate(graph.edges.tolist())

@@ -72,16 +72,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from pipelines.discover import export_run
-    from pipelines.store import GRAPH, RunStore
-    from pipelines.trace import export_traced
+    from pipelines.exports import export_stored
+    from pipelines.store import RunStore
 
     store = RunStore(options.run)
     store.load()
-    export = export_traced if store.path(GRAPH).exists() else export_run
-    for path in export(store, _names(options.formats, "--format")):
-        if path.parent != store.directory:
-            print(f"wrote {path}")
+    for path in export_stored(store, _names(options.formats, "--format")):
+        print(f"wrote {path}")
 
 
 def _mib(options: argparse.Namespace) -> None:
@@ -225,9 +222,10 @@ def _score(options: argparse.Namespace) -> None:
     from pipelines.label_summary import label_summary
     from pipelines.score import score_run
 
-    _, labels, path = score_run(options.run, score_request(options))
+    labels, written = score_run(options.run, score_request(options))
     print(label_summary(labels))
-    print(f"wrote {path}")
+    for path in written:
+        print(f"wrote {path}")
 
 
 def _story(options: argparse.Namespace) -> None:

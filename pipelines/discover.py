@@ -297,7 +297,7 @@ def _size_that_reaches(config: RunConfig, inputs: Inputs, scores: EdgeScores) ->
 def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> CircuitView:
     """What exporters are given of a run."""
     from graphs.view import CircuitView
-    from pipelines.label import label_texts
+    from pipelines.label import label_texts, named_labels
 
     run = store.run
     own = evaluation.get("circuit", {})
@@ -305,7 +305,8 @@ def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> Circu
     numbers |= {key: evaluation[key] for key in ("cmd", "cpr", "cmd_log", "auroc") if evaluation.get(key) is not None}
     method = run["config"]["method"]["name"] if circuit.scores is None else circuit.scores.method
     title = f"{run['task']['name']} in {run['model']['name']} ({method})"
-    return CircuitView(circuit, title, label_texts(store), numbers, run["task"]["metric"], run["model"].get("d_model"))
+    texts, width = label_texts(store), run["model"].get("d_model")
+    return CircuitView(circuit, title, texts, numbers, run["task"]["metric"], width, named_labels(store))
 
 
 def stored_view(store: RunStore) -> CircuitView:

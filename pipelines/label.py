@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.clock import Clock
+from pipelines.exports import draw_again
 from pipelines.fingerprint import hash_file, hash_settings
-from pipelines.label_subject import GENERATED, Discovered, Traced, subject_of
-from pipelines.store import EVIDENCE, EXPORTS, GRAPH, LABELS, RunConflict, RunStore
+from pipelines.label_subject import GENERATED, Subject, subject_of
+from pipelines.store import EVIDENCE, LABELS, RunConflict, RunStore
 
 if TYPE_CHECKING:
     from graphs.evidence import Evidence
@@ -119,6 +120,7 @@ def collect(store: RunStore, request: LabelRequest) -> dict[NodeId, Evidence]:
         workload=workload,
         task=subject.task_name,
         graph=subject.graph,
+        title=subject.model_title,
     )
     store.clear(EVIDENCE)
     identity = hash_settings(made_from)
@@ -126,14 +128,14 @@ def collect(store: RunStore, request: LabelRequest) -> dict[NodeId, Evidence]:
     for item in collect_evidence(source, subject.nodes, store.path(EVIDENCE) / ".state.safetensors", identity):
         result[item.node] = item
     for node in subject.nodes:
-        result.setdefault(node, Evidence(node, model.name))
+        result.setdefault(node, Evidence(node, subject.model_title))
     for node, item in result.items():
         store.write_bytes(f"{EVIDENCE}/{node}.json", evidence_to_json(item))
-    store.finish(EVIDENCE, None, evidence=made_from)
+    store.finish(EVIDENCE, None, evidence=made_from, corpus=[str(Path(name).absolute()) for name in request.corpus])
     return result
 
 
-def _made_from(store: RunStore, subject: Discovered | Traced, request: LabelRequest) -> dict[str, Any]:
+def _made_from(store: RunStore, subject: Subject, request: LabelRequest) -> dict[str, Any]:
     """All that evidence depends on."""
     from discovery.evidence_settings import EvidenceSettings
 
@@ -179,26 +181,15 @@ def write_labels(store: RunStore, labels: Mapping[NodeId, Label], facts: Mapping
     return store.write_bytes(LABELS, labels_to_json(labels.values(), facts))
 
 
+def named_labels(store: RunStore) -> dict[str, Label]:
+    """What exporters are told: the labels by node name. Inputs and outputs, which every graph has, are left out."""
+    labels = read_labels(store)[0]
+    return {str(node): label for node, label in labels.items() if label.rule != "kind" or node.kind == "error"}
+
+
 def label_texts(store: RunStore) -> dict[str, str]:
-    """What exporters are told: the label's text by node name. Nodes that nothing is known of are left out."""
-    return {str(node): label.text for node, label in read_labels(store)[0].items() if label.rule != "kind"}
-
-
-def draw_again(store: RunStore) -> list[Path]:
-    """Writes the run's pictures and files anew, in the formats that lie there."""
-    from pipelines.discover import export_run
-    from pipelines.trace import export_traced
-
-    traced = store.path(GRAPH).exists()
-    suffixes = {path.name.partition(".")[2] for path in store.path(EXPORTS).glob("graph.*" if traced else "circuit.*")}
-    names = tuple(name for name, line in _exporters(traced).items() if line.suffix.removeprefix(".") in suffixes)
-    return [path for path in (export_traced if traced else export_run)(store, names) if path.parent != store.directory]
-
-
-def _exporters(traced: bool) -> Mapping[str, Any]:
-    from graphs.exporters import ATTRIBUTION_EXPORTERS, EXPORTERS
-
-    return ATTRIBUTION_EXPORTERS if traced else EXPORTERS
+    """Their texts."""
+    return {name: label.text for name, label in named_labels(store).items()}
 
 
 def _name(evidence: Mapping[NodeId, Evidence], request: LabelRequest) -> Labelling:

@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from pipelines.label import LabelRequest
     from pipelines.score import ScoreRequest
 
-TESTS = ("detection", "fuzzing", "intruder")
+TESTS = ("detection", "fuzzing", "intruder", "output")
 LABEL_EPILOG = """\
 Evidence of every node is collected once (evidence/*.json in the run), the labels go to labels.json and into the run's
 pictures. The rules need no network. For a language model: --labeler openai --llm NAME --base-url http://127.0.0.1:8000/v1;
 the key is read from EDGEWISE_API_KEY or OPENAI_API_KEY. Replies are kept, so that a stopped run costs nothing twice."""
 SCORE_EPILOG = """\
 Labels are tested on windows of documents that did not explain them. With --judge rules a label by rules is applied to the
-text of those windows; --judge openai asks a language model. Causal tests hold the label's expectation against what ablating
-the node did to the task. Scores go to labels.json."""
+text of those windows; --judge openai asks a language model. The output test steers the nodes of labels that say which tokens
+they raise or lower, and looks whether these do so. Causal tests hold the label's expectation against what ablating the node
+did to the task. Scores go to labels.json and into the run's pictures."""
 
 
 def add_label_flags(parser: argparse.ArgumentParser) -> None:

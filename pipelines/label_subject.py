@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock
 from pipelines.config import ModelConfig, RunConfig, TranscodersConfig
-from pipelines.inputs import Inputs, load, model_place, read_task
+from pipelines.inputs import Inputs, load, model_place, model_title, read_task
 from pipelines.settings import ConfigError, build, from_file
-from pipelines.store import CIRCUIT, CONFIG, GRAPH, RunConflict, RunStore
+from pipelines.store import CIRCUIT, CONFIG, CONTRAST, GRAPH, TASK_GRAPH, RunConflict, RunStore
 from pipelines.transcoders import read_transcoders, transcoders_place
 
 if TYPE_CHECKING:
@@ -24,18 +24,11 @@ if TYPE_CHECKING:
     from graphs.circuit import Circuit
     from graphs.node import NodeId
     from graphs.pruned import PrunedGraph
+    from graphs.task_graph import TaskGraph
 
 GENERATED = 2**20 + 7
 """Seed of the text that is generated for the embedded model: none that it was trained on in this order."""
-
-
-def subject_of(store: RunStore) -> Discovered | Traced:
-    """What a run directory holds. Raises RunConflict where it holds nothing that could be named."""
-    if store.path(GRAPH).exists() and store.finished("graph"):
-        return Traced(store)
-    if store.finished("circuit") and store.path(CONFIG).exists():
-        return Discovered(store)
-    raise RunConflict(f"{store.directory} has no circuit yet: finish the run with edgewise discover first")
+_MEASURED = ("feature", "error", "head")
 
 
 def is_embedded(config: ModelConfig) -> bool:
@@ -63,29 +56,13 @@ def _without_positions(nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
     return tuple(dict.fromkeys(node.at(None) for node in nodes))
 
 
-class Discovered:
-    """A run of `edgewise discover`."""
+class _OnTask:
+    """The model, the transcoders and the task of a run's settings."""
 
-    def __init__(self, store: RunStore) -> None:
-        self.config: RunConfig = build(from_file(store.path(CONFIG)))
-        self.graph_file = store.path(CIRCUIT)
-        plain = dataclasses.replace(self.config, transcoders=TranscodersConfig())
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        plain = dataclasses.replace(config, transcoders=TranscodersConfig())
         self._inputs = Inputs(plain, read_task(plain), Clock())
-
-    @cached_property
-    def graph(self) -> Circuit:
-        """Where its edges are."""
-        from graphs.exporters.circuit_json import read_circuit
-
-        return read_circuit(self.graph_file.read_bytes())
-
-    @property
-    def nodes(self) -> tuple[NodeId, ...]:
-        """Its nodes, without positions, each once."""
-        rows, columns = self.graph.places
-        topology = self.graph.topology
-        ends = {topology.sources[row] for row in rows} | {topology.targets[column].node for column in columns}
-        return _without_positions(sorted(ends, key=lambda node: (node.layer is None, node.layer or 0, str(node))))
 
     @property
     def is_embedded(self) -> bool:
@@ -97,11 +74,10 @@ class Discovered:
         """The untouched model."""
         return self._inputs.model
 
-    @cached_property
-    def transcoders(self) -> TranscoderSet | None:
-        """Where its features come from."""
-        wanted = self.config.transcoders
-        return None if wanted.name is None else read_transcoders(wanted.name, wanted)
+    @property
+    def model_title(self) -> str:
+        """What the model is called."""
+        return model_title(self.config.model)
 
     @property
     def task_name(self) -> str:
@@ -128,6 +104,65 @@ class Discovered:
         return [Document(text, f"prompt {number}") for number, text in enumerate(texts, 1)]
 
 
+class Discovered(_OnTask):
+    """A run of `edgewise discover`."""
+
+    def __init__(self, store: RunStore) -> None:
+        super().__init__(build(from_file(store.path(CONFIG))))
+        self.graph_file = store.path(CIRCUIT)
+
+    @cached_property
+    def graph(self) -> Circuit:
+        """Where its edges are."""
+        from graphs.exporters.circuit_json import read_circuit
+
+        return read_circuit(self.graph_file.read_bytes())
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        """Its nodes, without positions, each once."""
+        rows, columns = self.graph.places
+        topology = self.graph.topology
+        ends = {topology.sources[row] for row in rows} | {topology.targets[column].node for column in columns}
+        return _without_positions(sorted(ends, key=lambda node: (node.layer is None, node.layer or 0, str(node))))
+
+    @cached_property
+    def transcoders(self) -> TranscoderSet | None:
+        """Where its features come from."""
+        wanted = self.config.transcoders
+        return None if wanted.name is None else read_transcoders(wanted.name, wanted)
+
+
+class TracedTask(_OnTask):
+    """A run of `edgewise trace` over a task: the graph of its clean prompts, and how clean and corrupt ones differ."""
+
+    def __init__(self, store: RunStore) -> None:
+        super().__init__(build(from_file(store.path(CONFIG))))
+        self.graph_file = store.path(TASK_GRAPH)
+        self._contrast_file = store.path(CONTRAST)
+
+    @cached_property
+    def graph(self) -> TaskGraph:
+        """Where its edges are: the graph of the clean prompts."""
+        from graphs.task_graph_json import read_task_graph
+
+        return read_task_graph(self.graph_file.read_bytes())
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        """The nodes of both graphs, without positions, each once."""
+        from graphs.task_graph_json import read_task_graph
+
+        both = (*self.graph.nodes, *read_task_graph(self._contrast_file.read_bytes()).nodes)
+        return _without_positions([node for node in both if node.kind in _MEASURED])
+
+    @cached_property
+    def transcoders(self) -> TranscoderSet:
+        """Where its features come from."""
+        wanted = self.config.transcoders
+        return read_transcoders(transcoders_place(wanted.name, self.config.model), wanted)
+
+
 class Traced:
     """A run of `edgewise trace` over one prompt."""
 
@@ -148,7 +183,7 @@ class Traced:
     @property
     def nodes(self) -> tuple[NodeId, ...]:
         """Its nodes, without positions, each once."""
-        return _without_positions([node for node in self.graph.nodes if node.kind in ("feature", "error", "head")])
+        return _without_positions([node for node in self.graph.nodes if node.kind in _MEASURED])
 
     @property
     def is_embedded(self) -> bool:
@@ -159,6 +194,11 @@ class Traced:
     def model(self) -> ComponentModel:
         """The untouched model."""
         return load(self._model_config)
+
+    @property
+    def model_title(self) -> str:
+        """What the model is called."""
+        return model_title(self._model_config)
 
     @cached_property
     def transcoders(self) -> TranscoderSet:
@@ -175,3 +215,20 @@ class Traced:
         if found is None:
             raise ConfigError("which text? --corpus FILE ... (only the embedded model has its own)")
         return found
+
+
+Subject = Discovered | Traced | TracedTask
+"""What is named: the nodes of a run."""
+
+
+def subject_of(store: RunStore) -> Subject:
+    """What a run directory holds. Raises RunConflict where it holds nothing that could be named."""
+    if store.path(CONFIG).exists() and store.finished("task graph"):
+        return TracedTask(store)
+    if store.path(GRAPH).exists() and store.finished("graph"):
+        return Traced(store)
+    if store.finished("circuit") and store.path(CONFIG).exists():
+        return Discovered(store)
+    raise RunConflict(
+        f"{store.directory} has no circuit yet: finish the run of edgewise discover or edgewise trace first"
+    )

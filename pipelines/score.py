@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.clock import Clock
+from pipelines.exports import draw_again
 from pipelines.label import read_evidence, read_labels, write_labels
+from pipelines.steering import with_steering
 from pipelines.store import RunConflict, RunStore
 
 if TYPE_CHECKING:
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
     from graphs.label import Label
     from graphs.node import NodeId
     from labelers.openai_settings import OpenAISettings
-    from labelers.questions import Judge, Test
+    from labelers.questions import Judge
+    from labelers.scoring import LabelTest
 
-TESTS = ("detection", "fuzzing", "intruder")
+TESTS = ("detection", "fuzzing", "intruder", "output")
 """As `labelers.scoring` names them; here so that --help needs no import."""
 
 
@@ -28,7 +31,7 @@ class ScoreRequest:
 
     judge: Literal["rules", "openai"] = "rules"
     """Who answers: a rule label's own predicate applied to text, or a language model."""
-    tests: tuple[Test, ...] = TESTS
+    tests: tuple[LabelTest, ...] = TESTS
     """Which tests."""
     baseline: bool = True
     """Whether the same is asked of shuffled labels."""
@@ -38,11 +41,13 @@ class ScoreRequest:
     """The endpoint, where a language model answers."""
 
 
-def score_run(directory: str | Path, request: ScoreRequest) -> tuple[RunStore, dict[NodeId, Label], Path]:
-    """Tests the labels of a run and writes them back with their scores. Raises RunConflict where there are none."""
+def score_run(directory: str | Path, request: ScoreRequest) -> tuple[dict[NodeId, Label], list[Path]]:
+    """Tests the labels of a run, writes them back with their scores, and draws the run's pictures again; gives the labels and
+    the files. Raises RunConflict where there are none."""
     store = RunStore(directory)
     store.load()
-    return (store, *score_store(store, request, Clock()))
+    labels, path = score_store(store, request, Clock())
+    return labels, [path, *draw_again(store)]
 
 
 def score_store(store: RunStore, request: ScoreRequest, clock: Clock) -> tuple[dict[NodeId, Label], Path]:
@@ -50,9 +55,16 @@ def score_store(store: RunStore, request: ScoreRequest, clock: Clock) -> tuple[d
     labels, facts = read_labels(store)
     if not labels:
         raise RunConflict(f"{store.directory} has no labels yet: run edgewise label {store.directory} first")
+    evidence = read_evidence(store)
+    facts = {**facts, "judge": request.judge, "score_seed": request.seed}
+    facts.pop("not_scored", None)
+    if "output" in request.tests:
+        with clock.time("steering"):
+            evidence, why_not = with_steering(store, labels, evidence, request.seed)
+        facts |= {"not_scored": why_not} if why_not else {}
     with clock.time("label scores"):
-        scored = _scored(labels, read_evidence(store), request)
-    path = write_labels(store, scored, {**facts, "judge": request.judge, "score_seed": request.seed})
+        scored = _scored(labels, evidence, request)
+    path = write_labels(store, scored, facts)
     store.note(clock.seconds)
     return scored, path
 

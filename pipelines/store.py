@@ -33,6 +33,7 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
 )
 LABELS, EVIDENCE, GROUPS, STORY = "labels.json", "evidence", "groups.json", "story.json"
 CONSTANTS = "constants.safetensors"
+TASK_GRAPH, CONTRAST = "task_graph.json", "contrast.json"
 IDENTITY = ("edgewise", "config", "inputs")
 """What of run.json must agree for results on disk to be reused."""
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphs.label import LONGEST
-from pipelines.label import draw_again, read_labels
-from pipelines.label_subject import Traced, subject_of
+from pipelines.exports import draw_again
+from pipelines.label import read_labels
+from pipelines.label_subject import Traced, TracedTask, subject_of
 from pipelines.store import GROUPS, STORY, RunStore
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from graphs.label import Label
     from graphs.node import NodeId
     from graphs.pruned import PrunedGraph, Supernode
+    from graphs.task_graph import TaskGraph
     from labelers.group_names import NamedGroups
     from labelers.narrative import Narrative
     from labelers.openai_settings import OpenAISettings
@@ -83,6 +85,7 @@ def tell(directory: str | Path, request: StoryRequest) -> Story:
         labels = {**_texts(subject.graph), **labels}
     else:
         title = subject.task_name
+        labels = {**(_texts(subject.graph) if isinstance(subject, TracedTask) else {}), **labels}
     narrative, refused = _narrative(_wires(subject.graph), labels, _after(request, named.usage), title)
     usage = {key: named.usage.get(key, 0) + narrative.usage.get(key, 0) for key in {**named.usage, **narrative.usage}}
     facts = {"usage": usage} | ({"refused": refused} if refused else {})
@@ -98,7 +101,7 @@ def _after(request: StoryRequest, usage: Mapping[str, float]) -> StoryRequest:
     return replace(request, openai=replace(request.openai, spent=spent))
 
 
-def _texts(graph: PrunedGraph) -> dict[NodeId, Label]:
+def _texts(graph: PrunedGraph | TaskGraph) -> dict[NodeId, Label]:
     """What tokens and logits are called: their texts, as labels of their own."""
     from graphs.escape import visible_token
     from graphs.label import Label
@@ -162,10 +165,10 @@ def _directions(subject: Traced) -> dict[NodeId, np.ndarray]:
 
 
 def _wires(graph: Any) -> tuple[Wire, ...]:
-    from graphs.pruned import PrunedGraph
+    from graphs.circuit import Circuit
     from labelers.wiring import wires_of_circuit, wires_of_graph
 
-    return wires_of_graph(graph) if isinstance(graph, PrunedGraph) else wires_of_circuit(graph)
+    return wires_of_circuit(graph) if isinstance(graph, Circuit) else wires_of_graph(graph)
 
 
 def _narrative(

@@ -102,10 +102,10 @@ def check_formats(formats: Sequence[str]) -> None:
 def export_graph(store: RunStore, graph: PrunedGraph, formats: Sequence[str]) -> list[Path]:
     """Writes a pruned graph in some formats into the run's folder of exports."""
     from graphs.exporters import ATTRIBUTION_EXPORTERS
-    from pipelines.label import label_texts
+    from pipelines.label import label_texts, named_labels
 
     check_formats(formats)
-    graph = dataclasses.replace(graph, labels={**label_texts(store), **graph.labels})
+    graph = dataclasses.replace(graph, labels={**label_texts(store), **graph.labels}, named=named_labels(store))
     return [
         store.write_bytes(f"{EXPORTS}/graph{ATTRIBUTION_EXPORTERS[name].suffix}", _export(graph, name))
         for name in formats

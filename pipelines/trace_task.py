@@ -14,8 +14,8 @@ from pipelines.config import RunConfig
 from pipelines.discover import settings_of
 from pipelines.fingerprint import edgewise_version, hash_pairs, hash_settings, versions
 from pipelines.inputs import hash_model, load, model_title, read_task
-from pipelines.settings import ConfigError
-from pipelines.store import EXPORTS, RunStore
+from pipelines.settings import ConfigError, to_toml
+from pipelines.store import CONTRAST, EXPORTS, TASK_GRAPH, RunStore
 from pipelines.trace import TraceSettings, check_tokens
 from pipelines.transcoders import hash_transcoders, read_transcoders, transcoders_place
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Alignment = Literal["auto", "position", "end", "changed"]
 PAIRS = 20
 """Pairs that are traced where no limit is given."""
-TASK_GRAPH, CONTRAST = "task_graph.json", "contrast.json"
 SIDES = ("clean", "corrupt")
 
 
@@ -57,7 +56,7 @@ def trace_task(
         "model": hash_model(settings.model), "transcoders": hash_transcoders(place), "task": hash_pairs(task.pairs)
     }  # fmt: skip
     store = RunStore(config.out or Path("runs") / f"trace-{task.name}-{hash_settings(described)}")
-    store.open({"edgewise": edgewise_version(), "config": described, "inputs": inputs}, "", overwrite)
+    store.open({"edgewise": edgewise_version(), "config": described, "inputs": inputs}, to_toml(config), overwrite)
     with clock.time("model"):
         model = load(settings.model)
     pairs = _pairs(config, model, task.pairs)
@@ -73,6 +72,7 @@ def trace_task(
         title=f"{title}: clean less corrupt, {len(pairs)} pairs",
     )
     _write(store, together, differing)
+    store.finish("task graph", None)
     store.note(clock.seconds, versions=versions(), peak_memory_bytes=peak_memory_bytes())
     return store, together, differing
 
@@ -82,7 +82,28 @@ def _write(store: RunStore, together: TaskGraph, differing: TaskGraph) -> None:
 
     for name, graph in ((TASK_GRAPH, together), (CONTRAST, differing)):
         store.write_bytes(name, TASK_GRAPH_EXPORTERS["json"](graph))
-        store.write_bytes(f"{EXPORTS}/{Path(name).stem}.svg", TASK_GRAPH_EXPORTERS["svg"](graph))
+    export_traced_task(store, ("svg",))
+
+
+def export_traced_task(store: RunStore, formats: Sequence[str]) -> list[Path]:
+    """Writes both stored graphs of a traced task in some formats, with the names that the run has. Raises ConfigError naming a
+    format that does not exist."""
+    from graphs.exporters import TASK_GRAPH_EXPORTERS
+    from graphs.task_graph_json import read_task_graph
+    from pipelines.label import label_texts, named_labels
+
+    for name in formats:
+        if name not in TASK_GRAPH_EXPORTERS:
+            known = ", ".join(TASK_GRAPH_EXPORTERS)
+            raise ConfigError(f"there is no exporter {name!r} of graphs of many prompts (exporters: {known})")
+    texts, named, written = label_texts(store), named_labels(store), []
+    for file in (TASK_GRAPH, CONTRAST):
+        graph = read_task_graph(store.path(file).read_bytes())
+        graph = dataclasses.replace(graph, labels={**texts, **graph.labels}, named=named)
+        for name in formats:
+            line = TASK_GRAPH_EXPORTERS[name]
+            written.append(store.write_bytes(f"{EXPORTS}/{Path(file).stem}{line.suffix}", line(graph)))
+    return written
 
 
 def _pairs(config: RunConfig, model: ComponentModel, pairs: Sequence[object]) -> tuple[TokenPair, ...]:
