@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import secrets
@@ -24,7 +25,7 @@ LARGEST_BODY = 8 * 2**20
 MOST_WAITING = 256
 """Requests that may wait for the model; the next is answered 503."""
 _IDLE_SECONDS = 60.0
-_CHAT = "/v1/chat/completions"
+_CHAT, _HEALTH = "/v1/chat/completions", ("/health", "/v1/health")
 _log = logging.getLogger(__name__)
 
 
@@ -35,10 +36,16 @@ class ChatServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, model: ChatModel, host: str = "127.0.0.1", port: int = 0, largest_body: int = LARGEST_BODY
+        self,
+        model: ChatModel,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        largest_body: int = LARGEST_BODY,
+        key: str | None = None,
     ) -> None:
-        """port 0: a free one. Raises OSError where the address cannot be used."""
+        """port 0: a free one. key: what clients must send; None: anything. Raises OSError where the address cannot be used."""
         self.model = model
+        self._key = key
         self.largest_body = largest_body
         self.started = int(time.time())
         self.stopping = threading.Event()
@@ -57,6 +64,11 @@ class ChatServer(ThreadingHTTPServer):
         """The base URL for clients."""
         host, port = str(self.server_address[0]), self.server_address[1]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+    def admits(self, authorization: str) -> bool:
+        """Whether a request with this header may be answered."""
+        sent, wanted = authorization.encode("latin-1", "replace"), f"Bearer {self._key}".encode()
+        return self._key is None or hmac.compare_digest(sent, wanted)
 
     def reply(self, request: ChatRequest, emit: Any = None) -> Reply:
         """The model's reply, when it is this request's turn. Raises BadRequest, Cancelled when the server stops."""
@@ -110,11 +122,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Models and health."""
         path, model = self._path(), self.server.model.name
         entry = {"id": model, "object": "model", "created": self.server.started, "owned_by": "local"}
-        if path == "/v1/models":
+        if not self.server.admits(self.headers.get("Authorization", "")) and path not in _HEALTH:
+            self._refuse(_wrong_key())
+        elif path == "/v1/models":
             self._send(200, {"object": "list", "data": [entry]})
         elif path == f"/v1/models/{model}":
             self._send(200, entry)
-        elif path in ("/health", "/v1/health"):
+        elif path in _HEALTH:
             self._send(200, {"status": "ok", "model": model})
         else:
             self._refuse(self._unknown_path(path))
@@ -123,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Chat completions."""
         path = self._path()
         try:
+            if not self.server.admits(self.headers.get("Authorization", "")):
+                self.close_connection = True  # the body is left unread
+                raise _wrong_key()
             body = self._body()
             if path != _CHAT:
                 raise self._unknown_path(path)
@@ -242,6 +259,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Into the log, not onto stderr."""
         _log.info("%s %s", self.address_string(), format % args)
+
+
+def _wrong_key() -> BadRequest:
+    return BadRequest(
+        "this server wants another key: send it as Authorization: Bearer KEY", None, "invalid_api_key", 401
+    )
 
 
 def _error(message: str, param: str | None, code: str | None, status: int) -> dict[str, Any]:

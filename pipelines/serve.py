@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import ipaddress
 import logging
+import os
 from collections.abc import Callable
 
 from pipelines.config import ModelConfig
@@ -27,6 +28,7 @@ def serve(config: ModelConfig, options: argparse.Namespace, say: Callable[[str],
 
     if options.directory is not None:
         config = dataclasses.replace(config, name=options.directory)
+    key = _key() if options.require_key else None
     place = model_place(config)
     name = options.name or (EMBEDDED if config.name is None else place.rstrip("/").rpartition("/")[2] or place)
     model = load_chat_model(
@@ -39,18 +41,27 @@ def serve(config: ModelConfig, options: argparse.Namespace, say: Callable[[str],
         long_prompts=options.long_prompts,
     )
     try:
-        server = ChatServer(model, options.host, options.port)
+        server = ChatServer(model, options.host, options.port, key=key)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot listen on {options.host} port {options.port}: {reason}; try --port 0") from error
     if not _is_loopback(options.host):
-        _log.warning("%s is open to other machines, without a key and without encryption", server.url)
+        without = "without encryption" if key else "without a key and without encryption"
+        _log.warning("%s is open to other machines, %s", server.url, without)
     with server:
         say(f"serving {name} at {server.url}")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             say("stopped")
+
+
+def _key() -> str:
+    """The key that clients must send: from the environment alone, as command lines can be read by others."""
+    key = os.environ.get("EDGEWISE_API_KEY", "")
+    if not key:
+        raise ConfigError("--require-key: EDGEWISE_API_KEY is not set")
+    return key
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,7 +9,7 @@ from pipelines.flags import add_flags
 EPILOG = """\
 Then, from any OpenAI client: base URL http://127.0.0.1:8000/v1, any key. Served are POST /v1/chat/completions (with
 response_format json_schema and json_object, and stream), GET /v1/models and GET /health. Ctrl-C stops it. There is no
-key and no encryption: leave it on the loopback address, or put a proxy in front."""
+encryption, and no key without --require-key: leave it on the loopback address, or put a proxy in front."""
 
 
 def add_serve_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,10 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1, this machine only)")
     add("--port", type=_port, default=8000, metavar="N", help="port; 0 = a free one (default: 8000)")
     add("--name", metavar="ID", help="what requests call the model (default: its directory's name)")
+    add(
+        "--require-key", action="store_true",
+        help="answer only who sends the key that stands in this server's EDGEWISE_API_KEY (default: any key will do)",
+    )  # fmt: skip
     add(
         "--long-prompts", choices=("refuse", "cut"), default="refuse",
         help="a prompt beyond the context: refuse it, or keep its first token and its end (default: refuse)",

@@ -9,13 +9,14 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import openai
 import pytest
 import torch
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel, Field
 
 from discovery.chat_format import Message, prompt_ids
 from discovery.chat_model import ChatModel, load_chat_model
@@ -210,7 +211,7 @@ def test_another_model_is_not_found(client: OpenAI) -> None:
 
 
 def _raw(server: ChatServer, method: str, path: str, body: bytes, **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
+    connection = http.client.HTTPConnection(server.server_name, server.server_port, timeout=30)
     connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
     answer = connection.getresponse()
     data = json.loads(answer.read())
@@ -238,6 +239,73 @@ def test_malformed_requests_get_an_error_object(
     got, data = _raw(server, "POST", path, body, **headers)
     assert got == status
     assert data["error"]["message"]
+
+
+def test_a_key_that_is_wanted_must_be_sent(embedded: ChatModel, capsys: Any, caplog: Any) -> None:
+    caplog.set_level("DEBUG")
+    server = ChatServer(embedded, key="ké-secret")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    body = json.dumps({"model": "embedded", "messages": PROMPT, "max_tokens": 2}).encode()
+    right = {"Authorization": "Bearer ké-secret".encode().decode("latin-1")}
+    for headers, status in (
+        (right, 200),
+        ({}, 401),
+        ({"Authorization": "Bearer ké"}, 401),
+        ({"Authorization": "x"}, 401),
+    ):
+        assert _raw(server, "POST", "/v1/chat/completions", body, **headers)[0] == status
+        assert _raw(server, "GET", "/v1/models", b"", **headers)[0] == status
+        assert _raw(server, "GET", "/health", b"", **headers)[0] == 200
+    with OpenAI(base_url=server.url, api_key="other", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError) as error:
+            say(client)
+        assert error.value.code == "invalid_api_key"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err + caplog.text
+
+
+class Part(BaseModel):
+    """A tree."""
+
+    name: str = Field(max_length=3)
+    parts: list[Part] = Field(max_length=1)
+
+
+class Answer(BaseModel):
+    """What pydantic makes strict schemas of: bounds, choices, optional fields, nesting, recursion."""
+
+    label: str = Field(min_length=1, max_length=6)
+    role: Literal["detects", "moves"]
+    confidence: float = Field(ge=0, le=1)
+    number: int = Field(gt=3, lt=9)
+    abstain: bool
+    note: Literal["a", "b"] | None = None
+    either: Part | None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pydantic_models_are_parsed(stories: ChatModel, seed: int) -> None:
+    with serving(stories) as server, OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        reply = client.chat.completions.parse(
+            model="stories", messages=PROMPT, response_format=Answer, seed=seed, max_tokens=400
+        )
+    found = reply.choices[0].message.parsed
+    assert isinstance(found, Answer)
+
+
+class Patterned(BaseModel):
+    """What cannot be kept to."""
+
+    code: str = Field(pattern="^[a-z]+$")
+
+
+def test_pydantic_models_that_cannot_be_kept_to_are_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"schema\.code: keyword 'pattern'"):
+        client.chat.completions.parse(model="embedded", messages=PROMPT, response_format=Patterned)
 
 
 def test_too_many_waiting_are_sent_away(embedded: ChatModel) -> None:

@@ -46,6 +46,12 @@ def test_the_embedded_model_is_served_until_interrupted() -> None:
     assert (process.returncode, out) == (0, "stopped\n"), err
 
 
+def test_a_key_that_is_wanted_must_be_set(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGEWISE_API_KEY", raising=False)
+    assert main(["serve", "--port", "0", "--require-key"]) == 2
+    assert "EDGEWISE_API_KEY is not set" in capsys.readouterr().err
+
+
 def test_a_taken_port_and_a_missing_model_are_said_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
