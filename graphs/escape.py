@@ -10,7 +10,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 # What XML 1.0 cannot hold, lone surrogates (no UTF-8), and controls that reorder or hide the text around them.
 _UNFIT = re.compile(
-    "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+    "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|"
+    "[\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _SPACE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from unicodedata import category
+from unicodedata import category, normalize
 
 from graphs.evidence import Context, Evidence, HeadEvidence, Neighbour, TokenEffect
 from graphs.label import LONGEST, ROLES, Label
@@ -57,7 +57,9 @@ TASKS: dict[View, str] = {
 
 _LONGEST_TEXT = 400
 """Characters of a text in the data at most."""
-_MARKS = frozenset("<>[]|`\uff5c")  # <|im_start|>, <s>, [INST], fences; the last is the bar of DeepSeek's
+_MARKS = frozenset(
+    "<>[]|`"
+)  # <|im_start|>, <s>, [INST], fences, and all that is one of these once normalised (DeepSeek's bar)
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -90,7 +92,7 @@ def _escaped(sign: str) -> str:
 
 
 def _is_odd(sign: str) -> bool:
-    return sign in _MARKS or category(sign)[0] == "C" or category(sign) in ("Zl", "Zp")
+    return not _MARKS.isdisjoint(normalize("NFKC", sign)) or category(sign)[0] == "C" or category(sign) in ("Zl", "Zp")
 
 
 def shown(evidence: Evidence, view: View, names: Mapping[NodeId, str], drafts: Sequence[Draft] = ()) -> dict[str, Any]:
