@@ -189,7 +189,7 @@ def _short(graph: PrunedGraph, node: NodeId, text: str, place: int) -> tuple[str
         return (shown if weight is None else f"{shown} {weight:.2f}",)
     if node.kind == "difference":
         return (shorten(text, 22) or str(node.at(None)),)
-    return wrapped(text, 22, 2) or (str(node.at(None)),)
+    return wrapped(text, 26, 2) or (str(node.at(None)),)
 
 
 def _tip(graph: PrunedGraph, place: int) -> str:

@@ -95,7 +95,7 @@ def _short(graph: TaskGraph, node: NodeId) -> tuple[str, ...]:
         return (f"{shorten(node.position, 12)}: {seen}" if isinstance(node.position, str) else seen or "∅",)
     if node.kind in ("logits", "logit", "difference"):
         return (visible_token(text, 20) or str(node.at(None)),)
-    return wrapped(text, 22, 2) or (str(node.at(None)),)
+    return wrapped(text, 26, 2) or (str(node.at(None)),)
 
 
 def _often(graph: TaskGraph, counts: Int[np.ndarray, " side"]) -> str:

@@ -222,9 +222,11 @@ def _score(options: argparse.Namespace) -> None:
     from pipelines.label_summary import label_summary
     from pipelines.score import score_run
 
-    labels, written = score_run(options.run, score_request(options))
-    print(label_summary(labels))
-    for path in written:
+    done = score_run(options.run, score_request(options))
+    print(label_summary(done.labels))
+    if done.left_out:
+        print(done.left_out)
+    for path in done.written:
         print(f"wrote {path}")
 
 

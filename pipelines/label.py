@@ -175,16 +175,21 @@ def write_labels(store: RunStore, labels: Mapping[NodeId, Label], facts: Mapping
     """Writes labels.json, and counts for run.json."""
     from graphs.evidence_json import labels_to_json
 
-    told = [label.expects.passed for label in labels.values() if label.expects and label.expects.passed is not None]
-    named = sum(not label.abstain for label in labels.values())
-    store.run["labels"] = {"nodes": len(labels), "named": named, "tested": len(told), "passed": sum(told)}
+    counted = [label for label in labels.values() if is_told(label)]
+    tested = [label.expects.passed for label in counted if label.expects and label.expects.passed is not None]
+    named = sum(not label.abstain for label in counted)
+    store.run["labels"] = {"nodes": len(counted), "named": named, "tested": len(tested), "passed": sum(tested)}
     return store.write_bytes(LABELS, labels_to_json(labels.values(), facts))
 
 
 def named_labels(store: RunStore) -> dict[str, Label]:
-    """What exporters are told: the labels by node name. Inputs and outputs, which every graph has, are left out."""
-    labels = read_labels(store)[0]
-    return {str(node): label for node, label in labels.items() if label.rule != "kind" or node.kind == "error"}
+    """What exporters are told: the labels by node name, those of inputs and outputs left out."""
+    return {str(node): label for node, label in read_labels(store)[0].items() if is_told(label)}
+
+
+def is_told(label: Label) -> bool:
+    """Whether a label says anything of its node: inputs and outputs, which every graph has, are called by their kind alone."""
+    return label.rule != "kind" or label.node.kind == "error"
 
 
 def label_texts(store: RunStore) -> dict[str, str]:

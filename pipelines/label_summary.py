@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pipelines.label import is_told
 from pipelines.summary import table
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def label_summary(
     shortened: Mapping[NodeId, str] | None = None,
 ) -> str:
     """A row for every node (the first few of many), then what there is in all."""
-    shown = [label for label in labels.values() if label.rule != "kind" or label.node.kind == "error"]
+    shown = [label for label in labels.values() if is_told(label)]
     tests = [test for test in _TESTS if any(test in label.scores for label in shown)]
     causal = any(label.expects is not None for label in shown)
     rows = [("node", "label", "role", *tests, *(["causal test"] if causal else []))]
@@ -52,12 +53,11 @@ def _totals(
 ) -> list[str]:
     named = [label for label in shown if not label.abstain]
     lines = [f"{len(named)} of {len(shown)} nodes named, {len(shown) - len(named)} unclear"]
-    found = [label.scores["detection"] for label in shown if "detection" in label.scores]
-    if found:
-        mean = sum(score.value for score in found) / len(found)
-        bases = [score.baseline for score in found if score.baseline is not None]
-        base = f", shuffled labels {sum(bases) / len(bases):.2f}" if bases else ""
-        lines.append(f"detection: mean balanced accuracy {mean:.2f} over {len(found)} labels{base}")
+    lines += [
+        _mean(shown, "detection", "mean balanced accuracy"),
+        _mean(shown, "output", "predicted tokens rise above"),
+    ]
+    lines = list(filter(None, lines))
     tested = [label.expects for label in shown if label.expects is not None and label.expects.passed is not None]
     if tested:
         lines.append(f"causal tests: {sum(bool(one.passed) for one in tested)} of {len(tested)} passed")
@@ -70,6 +70,18 @@ def _totals(
     if usage:
         lines.append(", ".join(f"{name} {value:,.6g}" for name, value in usage.items()))
     return lines
+
+
+def _mean(shown: list[Label], test: str, what: str) -> str:
+    """One line for a test, with its baseline; empty where no label has it."""
+    found = [label.scores[test] for label in shown if test in label.scores]
+    if not found:
+        return ""
+    mean = sum(score.value for score in found) / len(found)
+    bases = [score.baseline for score in found if score.baseline is not None]
+    base = f", shuffled labels {sum(bases) / len(bases):.2f}" if bases else ""
+    unit = " of the vocabulary" if test == "output" else ""
+    return f"{test}: {what} {mean:.2f}{unit} over {len(found)} labels{base}"
 
 
 def _clean(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -41,32 +41,43 @@ class ScoreRequest:
     """The endpoint, where a language model answers."""
 
 
-def score_run(directory: str | Path, request: ScoreRequest) -> tuple[dict[NodeId, Label], list[Path]]:
-    """Tests the labels of a run, writes them back with their scores, and draws the run's pictures again; gives the labels and
-    the files. Raises RunConflict where there are none."""
+@dataclass(frozen=True)
+class Scored:
+    """What testing came to."""
+
+    labels: dict[NodeId, Label]
+    """With their scores, by node."""
+    left_out: str
+    """Which test could not be done, and why; empty if all were."""
+    written: tuple[Path, ...]
+    """Files."""
+
+
+def score_run(directory: str | Path, request: ScoreRequest) -> Scored:
+    """Tests the labels of a run, writes them back with their scores, and draws the run's pictures again. Raises RunConflict
+    where there are none."""
     store = RunStore(directory)
     store.load()
-    labels, path = score_store(store, request, Clock())
-    return labels, [path, *draw_again(store)]
+    scored = score_store(store, request, Clock())
+    return replace(scored, written=(*scored.written, *draw_again(store)))
 
 
-def score_store(store: RunStore, request: ScoreRequest, clock: Clock) -> tuple[dict[NodeId, Label], Path]:
-    """`score_run` for a run that is open."""
+def score_store(store: RunStore, request: ScoreRequest, clock: Clock) -> Scored:
+    """`score_run` for a run that is open, pictures left as they are."""
     labels, facts = read_labels(store)
     if not labels:
         raise RunConflict(f"{store.directory} has no labels yet: run edgewise label {store.directory} first")
     evidence = read_evidence(store)
     facts = {**facts, "judge": request.judge, "score_seed": request.seed}
-    facts.pop("not_scored", None)
+    why_not = ""
     if "output" in request.tests:
         with clock.time("steering"):
             evidence, why_not = with_steering(store, labels, evidence, request.seed)
-        facts |= {"not_scored": why_not} if why_not else {}
     with clock.time("label scores"):
         scored = _scored(labels, evidence, request)
     path = write_labels(store, scored, facts)
     store.note(clock.seconds)
-    return scored, path
+    return Scored(scored, why_not, (path,))
 
 
 def _scored(

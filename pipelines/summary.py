@@ -155,10 +155,12 @@ def _feature_lines(run: Mapping[str, Any]) -> list[str]:
 
 
 def _name_lines(run: Mapping[str, Any]) -> list[str]:
-    """How many nodes have a name, and how many names passed their causal test, where the run has names."""
+    """How many nodes have a name, and how many names passed their causal test; how to get names where there are none."""
     names = run.get("labels")
     if names is None:
-        return []
+        return [
+            "names         none: edgewise label RUN names the nodes, best with --corpus FILE (else by the task's prompts)"
+        ]
     tests = f"; {names['passed']} of {names['tested']} causal tests passed" if names.get("tested") else ""
     return [f"names         {names['named']} of {names['nodes']} nodes, the others are unclear{tests}"]
 

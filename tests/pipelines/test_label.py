@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from graphs.evidence_json import evidence_from_json, labels_from_json
+from graphs.evidence_json import evidence_from_json, labels_from_json, labels_to_json
 from pipelines.cli import main
 from pipelines.label_flags import TESTS
 from pipelines.score import TESTS as SCORED
@@ -74,3 +76,63 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], words: str, capsys: p
 
 def test_both_lists_of_tests_agree() -> None:
     assert TESTS == SCORED
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Texts of token ids."""
+    rng, path = random.Random(1), tmp_path / "text.jsonl"
+    rows = [{"tokens": [rng.randint(3, 40) for _ in range(rng.randint(20, 40))]} for _ in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_traced_task_is_named_tested_told_and_drawn(
+    model_directory: Path, transcoders: Path, task_file: Path, corpus: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "run"
+    place = ["--model", str(model_directory), "--transcoders", str(transcoders), "--out", str(out)]
+    assert main(["trace", "--task", str(task_file), "--limit", "3", *place, "--max-features", "8"]) == 0
+    assert main(["label", str(out), "--corpus", str(corpus)]) == 0
+    file = out / "labels.json"
+    labels = labels_from_json(file.read_bytes()).labels
+    both = [json.loads((out / name).read_text())["nodes"] for name in ("task_graph.json", "contrast.json")]
+    names = {node["node"].partition("@")[0] for nodes in both for node in nodes}
+    assert {str(node) for node in labels} == {name for name in names if name[0] in "fe"}
+    assert json.loads((out / "run.json").read_text())["labels"]["nodes"] == len(labels)
+
+    node, label = next((node, label) for node, label in labels.items() if node.kind == "feature")
+    mine = replace(label, text="say 5", role="promotes", rule="", labeler="hand", predicts=("5",), abstain=False)
+    file.write_bytes(labels_to_json([*({**labels, node: mine}).values()]))
+    capsys.readouterr()
+    assert main(["score", str(out)]) == 0
+    assert "predicted tokens rise above" in capsys.readouterr().out
+    scored = labels_from_json(file.read_bytes()).labels[node]
+    steering = evidence_from_json((out / "evidence" / f"{node}.json").read_bytes()).steering
+    assert steering is not None and "5" in [one.token for one in steering.tokens]
+    assert scored.scores["output"].examples == 16
+    for name in ("task_graph.svg", "contrast.svg"):
+        picture = (out / "exports" / name).read_text()
+        drawn = str(node) in {node["node"].partition("@")[0] for node in both[name == "contrast.svg"]}
+        assert ("output 0." in picture) == ("say 5" in picture) == drawn or not drawn
+    assert any("say 5" in (out / "exports" / name).read_text() for name in ("task_graph.svg", "contrast.svg"))
+
+    new = next(str(token) for token in range(40) if str(token) not in {one.token for one in steering.tokens})
+    file.write_bytes(labels_to_json([*({**labels, node: replace(mine, predicts=(new,))}).values()]))
+    corpus.write_text(corpus.read_text() + '{"tokens": [5, 6, 7]}\n')
+    assert main(["score", str(out)]) == 0
+    assert "no output test: the corpus is gone or has changed" in capsys.readouterr().out
+    assert "output" not in labels_from_json(file.read_bytes()).labels[node].scores
+
+    assert main(["story", str(out)]) == 0
+    edges = {
+        f"{edge['source']}->{edge['target']}" for edge in json.loads((out / "task_graph.json").read_text())["edges"]
+    }
+    told = json.loads((out / "story.json").read_text())["sentences"]
+    assert told and {edge["edge"] for sentence in told for edge in sentence["edges"]} <= edges
+    assert main(["export", str(out), "--format", "json"]) == 0
+    exported = json.loads((out / "exports" / "task_graph.json").read_text())
+    assert exported["labels"] and {entry["node"] for entry in exported["named"]} == {str(node) for node in labels}
+    assert main(["export", str(out), "--format", "dot"]) == 2
+    assert "there is no exporter 'dot'" in capsys.readouterr().err
