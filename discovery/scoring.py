@@ -94,6 +94,9 @@ def mean_scores(
     with tqdm(total=workload.pair_count, desc=method, unit="pair", delay=1, leave=False) as bar:
         for number, batch in enumerate(workload.batches):
             scores = score(batch)
+            weights = workload.weights(batch)
+            if weights is not None:
+                scores = scores * weights.view(-1, 1, 1)
             moments.add(scores)
             if on_batch is not None:
                 on_batch(number, scores)

@@ -175,6 +175,8 @@ class RunConfig:
     """The names."""
     export: ExportConfig = field(default_factory=ExportConfig)
     """The pictures."""
+    convention: Literal["textbook", "mib"] = "textbook"
+    """mib: count, average and judge as the EAP-IG library and the MIB benchmark do (docs/interchange.md)."""
     ablation: Literal["counterfactual", "zero", "mean", "mean-positional", "resample", "noise", "optimal"] = (
         "counterfactual"
     )

@@ -80,6 +80,7 @@ FLAGS: tuple[Flag, ...] = (
         "--corpus", ("labels", "corpus"), "text files to look at nodes on (default: the embedded model's own)", "F,..."
     ),
     Flag("--formats", ("export", "formats"), "pictures and files to write, such as svg,dot", "F,..."),
+    Flag("--convention", ("convention",), "mib: count, average and judge as EAP-IG and MIB do"),
     Flag("--batch-size", ("batch_size",), "pairs in one batch, or auto", "N"),
     Flag("--seed", ("seed",), "seed of everything random (default: 0)", "N"),
     Flag("--out", ("out",), "run directory (default: runs/<task>-<method>-<hash>)", "DIR"),
@@ -95,6 +96,7 @@ SECTION_TITLES = {
     "evaluation": "evaluation",
     "labels": "names",
     "export": "run",
+    "convention": "scores",
     "batch_size": "run",
     "seed": "run",
     "out": "run",

@@ -73,6 +73,9 @@ def read_task(config: RunConfig) -> Task:
     )
 
 
+_MIB_BATCH = 20
+
+
 class Inputs:
     """Model, train and held-out workloads of one configuration. `prepare` loads them, `hashes` only where it must."""
 
@@ -136,17 +139,25 @@ class Inputs:
         with self.clock.time("ablation"):
             ablation = self._ablation(train_batches)
         self._workloads = (
-            Workload(train_batches, self.metric, ablation),
+            Workload(train_batches, self.metric, ablation, self._library_batch()),
             Workload(held_out_batches, self.metric, ablation),
         )
+
+    def _library_batch(self) -> int | None:
+        """Pairs in one batch of the EAP-IG library, where its way of averaging is asked for (MIB's default is 20)."""
+        if self.config.convention != "mib":
+            return None
+        return _MIB_BATCH if self.config.batch_size == "auto" else self.config.batch_size
 
     def _ablation(self, batches: tuple[Batch, ...]) -> Ablation:
         from discovery.constants_file import constants_from_bytes
         from discovery.preparation import prepare_ablation
+        from discovery.token_input import keep_positions
 
         if self.constants is not None:
             return constants_from_bytes(self.constants, self.model)
-        return prepare_ablation(self.model, self.config.ablation, batches, self._ablation_settings())
+        ablation = prepare_ablation(self.model, self.config.ablation, batches, self._ablation_settings())
+        return keep_positions(self.model, ablation, batches) if self.config.convention == "mib" else ablation
 
     def _ablation_settings(self) -> AblationSettings:
         from discovery.optimal_ablation import LearningSettings

@@ -44,7 +44,7 @@ def judge(
         scored = [*questions["curve"].circuits[: len(curve.points)], circuit]
         *points, own = with_train(inputs.model, few, scored, [*curve.points, own])
         curve = dataclasses.replace(curve, points=tuple(points))
-    result = {**curve.to_json(), "circuit": own.to_json(), "metric": inputs.metric.name}
+    result = {**curve.to_json(), **_mib_areas(answers), "circuit": own.to_json(), "metric": inputs.metric.name}
     if "without_errors" in answers:
         alone = answers["without_errors"]
         result["without_errors"] = {"edges": alone.edges, "faithfulness": alone.faithfulness}
@@ -56,6 +56,14 @@ def judge(
     if stability is not None:
         result["stability"] = dict(stability)
     return {**result, "warnings": list(doubts(result))}
+
+
+def _mib_areas(answers: Mapping[str, Any]) -> dict[str, float]:
+    """Under MIB's convention: CPR of circuits cut by signed score, CMD of those cut by absolute score."""
+    if "other curve" not in answers:
+        return {}
+    curves = {answers[name].by: answers[name] for name in ("curve", "other curve")}
+    return {"cpr": curves["signed"].cpr, "cmd": curves["absolute"].cmd}
 
 
 def _questions(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: Circuit) -> dict[str, Question[Any]]:
@@ -83,6 +91,16 @@ def _questions(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: C
             circuit, completeness=not wanted.faithfulness_only, bootstrap=wanted.bootstrap, seed=seed
         ),
     }
+    if config.convention == "mib":
+        questions["other curve"] = curve_question(
+            inputs.model.topology,
+            scores,
+            sizes=wanted.sizes,
+            select=config.selection.rule,
+            by="signed" if config.selection.by == "absolute" else "absolute",
+            bootstrap=0,
+            faithfulness_only=True,
+        )
     if error_share(circuit) is not None:
         features_alone = drop_dead_ends(without_errors(circuit))
         questions["without_errors"] = circuit_question(features_alone, completeness=False, bootstrap=0)

@@ -93,6 +93,7 @@ def _add_discover(commands: argparse._SubParsersAction, name: str) -> None:
             "evaluation",
             "labels",
             "export",
+            "convention",
             "batch_size",
             "seed",
             "out",
@@ -116,7 +117,9 @@ def _add_evaluate(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "evaluate a stored run again, with other sizes, ablation or metric")
     parser.add_argument("run", metavar="RUN", help="run directory of edgewise discover")
     add_flags(
-        parser, ("model", "task", "ablation", "ablating", "evaluation", "batch_size"), leave_out=_FIXED_BY_THE_RUN
+        parser,
+        ("model", "task", "ablation", "ablating", "evaluation", "convention", "batch_size"),
+        leave_out=_FIXED_BY_THE_RUN,
     )
 
 

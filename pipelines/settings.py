@@ -87,6 +87,12 @@ _RANGES: dict[tuple[str, ...], tuple[float, float]] = {
     ("seed",): (0, 2**63 - 1),
 }
 
+CONVENTIONS: dict[str, dict[tuple[str, ...], Any]] = {
+    "textbook": {},
+    "mib": {("model", "kv_heads"): "query", ("task", "bos"): "always"},
+}
+"""Defaults that a convention changes; the rest of it is done where `RunConfig.convention` is asked."""
+
 Settings = dict[tuple[str, ...], Any]
 """Path of a key -> value, such as {("model", "dtype"): "float32"}: one layer of settings."""
 Section = TypeVar("Section")
@@ -233,7 +239,7 @@ def build(*layers: Settings) -> RunConfig:
                 merged.pop(options, None)
         for path, value in layer.items():
             merged[path] = {**merged.get(path, {}), **value} if isinstance(value, dict) else value
-    return _fill(RunConfig, merged, ())
+    return _fill(RunConfig, CONVENTIONS[merged.get(("convention",), "textbook")] | merged, ())
 
 
 def _fill(cls: type[Section], settings: Settings, prefix: tuple[str, ...]) -> Section:

@@ -12,6 +12,7 @@ import pytest
 from discovery.foreign_scores import read_graph
 from pipelines import cli
 from pipelines.mib import PERCENTAGES, folder_of
+from pipelines.settings import build
 from pipelines.store import RunStore
 
 QUICK = ("--faithfulness-only", "--rivals", "0", "--random-circuits", "0", "--bootstrap", "0", "--formats", "json")
@@ -106,3 +107,24 @@ def test_two_runs_of_one_task_and_model_are_refused(run: Path, tmp_path: Path, c
 )
 def test_folders_have_the_tracks_names(task: str, model: str, folder: str) -> None:
     assert folder_of({"task": {"name": task}, "model": {"name": model}}) == folder
+
+
+def test_the_convention_changes_defaults_and_areas(model_directory: Path, task_file: Path, tmp_path: Path) -> None:
+    arguments = ["discover", "--model", model_directory, "--task", task_file, "--method", "eap", "--convention", "mib"]
+    assert (
+        cli.main([*map(str, arguments), "--kv-heads", "native", "--bos", "auto", "--out", str(tmp_path), *QUICK]) == 0
+    )
+    run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert run["config"]["model"]["kv_heads"] == "native"
+    areas = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    for by, area in (("signed", "cpr"), ("absolute", "cmd")):
+        assert cli.main(["evaluate", str(tmp_path), "--convention", "textbook", "--set", f"selection.by={by}"]) == 0
+        newest = max((tmp_path / "evaluations").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        assert json.loads(newest.read_text(encoding="utf-8"))[area] == pytest.approx(areas[area], abs=1e-6)
+
+
+def test_the_convention_asks_for_the_peers_graph() -> None:
+    config = build({("convention",): "mib"})
+    assert (config.model.kv_heads, config.task.bos) == ("query", "always")
+    assert build({("convention",): "mib", ("task", "bos"): "never"}).task.bos == "never"
+    assert build({}).model.kv_heads == "native"
