@@ -43,7 +43,7 @@ def shared_columns(batch: Batch) -> int:
     return first if first >= max(4, batch.clean.shape[1] // 8) else 0
 
 
-def sum_rows(rows: Float[Tensor, "row src dst"], batch: Batch) -> Float[Tensor, "pair src dst"]:
+def sum_rows(rows: Float[Tensor, "row ..."], batch: Batch) -> Float[Tensor, "pair ..."]:
     """Sum the rows of each pair (several where an answer has several tokens)."""
     if rows.shape[0] == len(batch):
         return rows

@@ -21,9 +21,12 @@ from discovery.blocks import Block, Norm, find_blocks
 from discovery.contraction import SlotGradients, contract
 from discovery.embedding_noise import noisy_embeddings
 from discovery.feature_layer import NO_FEATURES, FeatureLayers
+from discovery.fixed_edges import fixed_edges
 from discovery.gradient_passes import GradientPasses, Take
 from discovery.metrics import Metric
 from discovery.model import Point
+from discovery.node_effects import NO_FIXES, Fixes, NodeEffects
+from discovery.node_gradients import NodePass, node_effects
 from discovery.patched_run import Observer, PatchedRun
 from discovery.recording import Activations, Sequences, projections_widened, record_pass, session
 from discovery.resampling import with_donors
@@ -140,6 +143,26 @@ class ComponentModel:
             with torch.no_grad():
                 return passes.clean or self.record(state.clean_sequences), self.baseline(state)
 
+    def linearize_nodes(
+        self, batch: Batch, metric: Metric, ablation: Ablation, fixes: Fixes = NO_FIXES, neurons: bool = False
+    ) -> NodeEffects:
+        """See `PatchableModel.linearize_nodes`. Raises ValueError for neurons under an ablation by means."""
+        reference = self.full_logits(batch).to(self.dtype) if metric.needs_reference else None
+        with session(self.hf, self.arch, self.blocks), torch.no_grad():
+            run = NodePass(self, self._prepare(batch, ablation), metric, reference, neurons)
+            found = node_effects(self, batch, run, fixes)
+        sources, slots = self._shown_nodes(found.sources, found.slots)
+        return NodeEffects(sources, slots, found.neurons)
+
+    def linearize_fixed(
+        self, batch: Batch, metric: Metric, ablation: Ablation, fixes: Fixes
+    ) -> Float[Tensor, "pair src dst"]:
+        """See `PatchableModel.linearize_fixed`."""
+        reference = self.full_logits(batch).to(self.dtype) if metric.needs_reference else None
+        with session(self.hf, self.arch, self.blocks), torch.no_grad():
+            run = NodePass(self, self._prepare(batch, ablation), metric, reference, neurons=False)
+            return self._shown(fixed_edges(self, batch, run, fixes)).cpu()
+
     def run(
         self,
         batch: Batch,
@@ -194,6 +217,10 @@ class ComponentModel:
     def _shown(self, scores: Float[Tensor, "pair all_src all_dst"]) -> Float[Tensor, "pair src dst"]:
         """The graph's edges out of all that a run computes."""
         return scores
+
+    def _shown_nodes(self, sources: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """The graph's sources and slots [pair src], [pair dst] out of all that a run computes."""
+        return sources, slots
 
     def _unembed(self, stream: Float[Tensor, "mask read d_model"]) -> Float[Tensor, "mask read vocab"]:
         head = self.hf.get_submodule(self.arch.unembedding)

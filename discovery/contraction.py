@@ -42,10 +42,11 @@ class SlotGradients:
         self.features = FeatureGradients(features, dtype, frozen_norms)
         self.final: Float[Tensor, "row pos d_model"] | None = None
 
-    def add(self, seen: Activations, metric: Tensor, points: int = 1) -> None:
+    def add(self, seen: Activations, metric: Tensor, points: int = 1, also: Sequence[Tensor] = ()) -> list[Tensor]:
         """Take the gradients of `metric` in a recorded pass: a weighted sum over pairs, and over points.
 
-        points: how many points' rows stand one after the other in the pass.
+        points: how many points' rows stand one after the other in the pass. also: further tensors of the pass whose
+        gradients are wanted and given back; the graph is kept then, for other gradients.
         """
         layers = len(self._blocks)
         raw = [tensor for tensors in seen.raw for tensor in tensors]
@@ -53,9 +54,9 @@ class SlotGradients:
         wanted = [*raw, *seen.mlp_normed, seen.final_in]
         gradients = torch.autograd.grad(
             metric,
-            [*wanted, *self.features.written(seen)],
+            [*wanted, *self.features.written(seen), *also],
             materialize_grads=True,
-            retain_graph=self.features.reads_outputs,
+            retain_graph=bool(also) or self.features.reads_outputs,
         )
         gradients = [gradient.to(self._dtype) for gradient in gradients]
         final = over_points(gradients[len(wanted) - 1], points)
@@ -64,7 +65,9 @@ class SlotGradients:
         for layer, block in enumerate(self._blocks):
             self._add_heads(block, seen, gradients[layer * per_layer : (layer + 1) * per_layer], points)
             self._add_mlp(block, seen, gradients[len(raw) + layer], points)
-        self.features.add(seen, gradients[len(wanted) :], points)
+        first = len(gradients) - len(also)
+        self.features.add(seen, gradients[len(wanted) : first], points)
+        return gradients[first:]
 
     def _add_heads(self, block: Block, seen: Activations, gradients: Sequence[Tensor], points: int) -> None:
         outputs = block.split([tensor.detach().to(self._dtype) for tensor in seen.raw[block.index]])

@@ -96,3 +96,8 @@ class FeatureModel(ComponentModel):
         if self.heads:
             return scores
         return scores[:, self._rows.to(scores.device)][:, :, self._columns.to(scores.device)]
+
+    def _shown_nodes(self, sources: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        if self.heads:
+            return sources, slots
+        return sources[:, self._rows.to(sources.device)], slots[:, self._columns.to(slots.device)]

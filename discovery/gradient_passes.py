@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from discovery.activations import Activations, Held
 from discovery.baseline import recorded_baseline, scaled_mixes
 from discovery.batch_state import BatchState
 from discovery.contraction import head_writers
 from discovery.metrics import Metric
 from discovery.model import Point, Sublayer
-from discovery.recording import Activations, Held
 from discovery.rules import Rules
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TOKENS_PER_PASS = 1024
 _TOKENS_PER_PASS_ON_ACCELERATOR = 8192
 
-Take = Callable[[Activations, Tensor, int], None]
+Take = Callable[[Activations, Tensor, int], object]
 """Called with a recorded pass, the weighted sum over its pairs and points of the metric, to be differentiated, and how
 many points' rows stand in the pass one after the other."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from discovery.ablation import Ablation
 from discovery.batch import Batch
 from discovery.metrics import Metric
+from discovery.node_effects import NO_FIXES, Fixes, NodeEffects
 from discovery.rules import PLAIN, Rules
 from graphs.topology import Topology
 
@@ -55,6 +56,21 @@ class PatchableModel(Protocol):
 
         rules: what gradients count as constant. Zero where no edge is possible. float32, on the CPU. The mean over pairs
         at one point with alpha 1 is the EAP score.
+        """
+        ...
+
+    def linearize_fixed(
+        self, batch: Batch, metric: Metric, ablation: Ablation, fixes: Fixes
+    ) -> Float[Tensor, "pair src dst"]:
+        """Like `linearize` on the clean run alone, with the fixes of AtP*."""
+        ...
+
+    def linearize_nodes(
+        self, batch: Batch, metric: Metric, ablation: Ablation, fixes: Fixes = NO_FIXES, neurons: bool = False
+    ) -> NodeEffects:
+        """For every pair: (clean - ablated) . gradient on the clean run of every source and every q, k and v vector.
+
+        neurons: of every MLP's neurons too. Two forward passes and one backward pass without fixes.
         """
         ...
 

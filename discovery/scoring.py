@@ -22,17 +22,15 @@ OnBatch = Callable[[int, Tensor], None]
 """Called with a batch's number and its pairs' own scores [pair src dst], float32 on the CPU, after each batch."""
 
 
-class PairMoments:
+class Moments:
     """Running mean and spread over pairs, in float64, whatever the sizes of the pieces (Chan et al. 1979)."""
 
-    def __init__(self, topology: Topology) -> None:
-        shape = topology.possible.shape
-        self._topology = topology
+    def __init__(self) -> None:
         self.count = 0
-        self._mean = torch.zeros(shape, dtype=torch.float64)
-        self._squares = torch.zeros(shape, dtype=torch.float64)  # sum of squared distances from the mean
+        self._mean = torch.zeros((), dtype=torch.float64)
+        self._squares = torch.zeros((), dtype=torch.float64)  # sum of squared distances from the mean
 
-    def add(self, scores: Float[Tensor, "pair src dst"]) -> None:
+    def add(self, scores: Float[Tensor, "pair ..."]) -> None:
         """Takes in some pairs' scores."""
         new = len(scores)
         if not new:
@@ -43,21 +41,32 @@ class PairMoments:
             squares += (pair - mean).square_()
         total = self.count + new
         step = mean - self._mean
-        self._mean += step * (new / total)
-        self._squares += squares + step.square() * (self.count * new / total)
+        self._mean = self._mean + step * (new / total)
+        self._squares = self._squares + squares + step.square() * (self.count * new / total)
         self.count = total
+
+    def mean(self) -> Float[np.ndarray, "..."]:
+        """The mean, float64. Raises ValueError when nothing was added."""
+        if not self.count:
+            raise ValueError("there are no prompt pairs to score")
+        return self._mean.numpy()
+
+    def stderr(self) -> Float[np.ndarray, "..."] | None:
+        """Standard error of the mean, float64; None for a single pair."""
+        return (self._squares / (self.count - 1) / self.count).sqrt().numpy() if self.count > 1 else None
+
+
+class PairMoments(Moments):
+    """Moments of the scores of a graph's edges."""
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__()
+        self._topology = topology
 
     def scores(self, method: str) -> EdgeScores:
         """Mean and standard error of the mean (none for a single pair). Raises ValueError when nothing was added."""
-        if not self.count:
-            raise ValueError("there are no prompt pairs to score")
-        stderr = None
-        if self.count > 1:
-            stderr = self._table((self._squares / (self.count - 1) / self.count).sqrt())
-        return EdgeScores(self._topology, self._table(self._mean), method, stderr)
-
-    def _table(self, values: Tensor) -> Float[np.ndarray, "src dst"]:
-        return as_table(values.numpy(), self._topology)
+        mean, stderr = as_table(self.mean(), self._topology), self.stderr()
+        return EdgeScores(self._topology, mean, method, None if stderr is None else as_table(stderr, self._topology))
 
 
 def as_table(values: Float[np.ndarray, "src dst"], topology: Topology) -> Float[np.ndarray, "src dst"]:

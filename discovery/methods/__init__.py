@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from discovery.options import build_options
 
 if TYPE_CHECKING:
-    from discovery.methods import clean_corrupted, eap, eap_ig, eap_ig_activations, exact, random, relp
+    from discovery.methods import atp, atp_star, clean_corrupted, eap, eap_ig, eap_ig_activations, exact, random, relp
     from discovery.model import PatchableModel
     from discovery.scoring import OnBatch
     from discovery.workload import Workload
+    from graphs.node_scores import NodeScores
     from graphs.scores import EdgeScores
 
 
@@ -28,10 +29,10 @@ class MethodModule(Protocol):
 
     def score(
         self, model: PatchableModel, workload: Workload, options: Any = ..., on_batch: OnBatch | None = None
-    ) -> EdgeScores:
-        """Signed scores of every possible edge; positive = dropping the edge hurts the metric.
+    ) -> EdgeScores | NodeScores:
+        """Signed scores of every possible edge, or of every node; positive = dropping it hurts the metric.
 
-        on_batch is called after each batch with its number and its pairs' own scores [pair src dst].
+        on_batch is called after each batch with its number and its pairs' own scores [pair src dst], or [pair src].
         """
         ...
 
@@ -47,7 +48,7 @@ class Method:
     module: str
     """Import path of the file that holds `Options` and `score`."""
     gradients: bool = True
-    """Whether its scores come from gradients, which do not see gates open or close."""
+    """Whether its scores estimate by gradients, which do not see gates open or close, what dropping edges does."""
 
     def load(self) -> MethodModule:
         """The method itself (imports torch)."""
@@ -79,6 +80,17 @@ METHODS: dict[str, Method] = {
         "EAP with the mean of the gradients on the clean and on the corrupt run",
         "discovery.methods.clean_corrupted",
     ),
+    "atp": Method(
+        "atp",
+        "attribution patching of nodes: heads, MLPs, q/k/v vectors and (neurons = true) every neuron in three passes",
+        "discovery.methods.atp",
+    ),
+    "atp-star": Method(
+        "atp-star",
+        "AtP*: exact attention patterns behind queries and keys, GradDrop; edges or nodes (qk_fix, grad_drop, level)",
+        "discovery.methods.atp_star",
+        gradients=False,
+    ),
     "relp": Method(
         "relp",
         "EAP with relevance rules in the place of gradients: norms, attention and nonlinearities held (RelP)",
@@ -108,4 +120,4 @@ def method(name: str) -> Method:
 
 
 if TYPE_CHECKING:  # the type checker proves that every file has the face; a test checks that every line loads
-    _FACES: tuple[MethodModule, ...] = (clean_corrupted, eap, eap_ig, eap_ig_activations, exact, random, relp)
+    _FACES: tuple[MethodModule, ...] = (atp, atp_star, clean_corrupted, eap, eap_ig, eap_ig_activations, exact, random, relp)

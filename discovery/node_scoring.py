@@ -1,0 +1,56 @@
+"""What node-level methods share: means and standard errors over pairs of the effects of nodes and their parts."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from discovery.model import PatchableModel
+from discovery.node_effects import NO_FIXES, Fixes
+from discovery.scoring import Moments, OnBatch, require_gradient, require_slope
+from discovery.workload import Workload
+from graphs.node_scores import NodeScores
+
+
+def mean_node_scores(
+    model: PatchableModel,
+    workload: Workload,
+    method: str,
+    neurons: bool = False,
+    fixes: Fixes = NO_FIXES,
+    on_batch: OnBatch | None = None,
+) -> NodeScores:
+    """Mean over pairs of the effects of nodes, q, k and v vectors and (where wanted) neurons.
+
+    on_batch is called with the pairs' own scores of the sources [pair src]. Raises ValueError for metrics without a
+    gradient, or whose gradient on the clean run is zero (KL).
+    """
+    require_gradient(workload.metric, method)
+    require_slope(workload.metric, method)
+    sources, slots, hidden = Moments(), Moments(), Moments()
+    with tqdm(total=workload.pair_count, desc=method, unit="pair", delay=1, leave=False) as bar:
+        for number, batch in enumerate(workload.batches):
+            effects = model.linearize_nodes(batch, workload.metric, workload.ablation, fixes, neurons)
+            sources.add(effects.sources)
+            slots.add(effects.slots)
+            if effects.neurons is not None:
+                hidden.add(effects.neurons)
+            if on_batch is not None:
+                on_batch(number, effects.sources)
+            bar.update(len(batch))
+    ports = np.array([slot.port is not None for slot in model.topology.targets])
+    return NodeScores(
+        model.topology,
+        _single(sources.mean()),
+        method,
+        _single(sources.stderr()),
+        np.where(ports, _single(slots.mean()), np.float32("nan")),
+        None if slots.stderr() is None else np.where(ports, _single(slots.stderr()), np.float32("nan")),
+        _single(hidden.mean()) if neurons else None,
+        _single(hidden.stderr()) if neurons else None,
+    )
+
+
+def _single(values: Float[np.ndarray, "..."] | None) -> Float[np.ndarray, "..."] | None:
+    return None if values is None else values.astype(np.float32)
