@@ -273,7 +273,7 @@ class ComponentModel:
         """The ablated values of a batch, measured or made once."""
         if state.baseline is None:
             if state.ablation.still:
-                seen = self._ablated_pass(state)
+                seen = self.ablated_pass(state)
                 state.baseline = recorded_baseline(self.blocks, seen, self.dtype, self.features)
             else:
                 rows, width = state.batch.clean.shape
@@ -284,12 +284,12 @@ class ComponentModel:
                 )
         return state.baseline
 
-    def _ablated_pass(self, state: BatchState) -> Activations:
-        """The run that gives the ablated values."""
+    def ablated_pass(self, state: BatchState, **options: Any) -> Activations:
+        """The run that gives the ablated values, where they come from one. options: those of `record_pass`."""
         if state.ablation.noise is None:
-            return self.record(state.corrupt_sequences)
+            return self.record(state.corrupt_sequences, **options)
         with noisy_embeddings(self.hf, state.batch, state.ablation.noise):
-            return self.record(state.clean_sequences)
+            return self.record(state.clean_sequences, **options)
 
     def _recorded(self, state: BatchState) -> Recorded:
         if state.recorded is None:

@@ -30,11 +30,11 @@ class NodePass:
     def __init__(
         self, model: ComponentModel, state: BatchState, metric: Metric, reference: Tensor | None, neurons: bool
     ) -> None:
-        """Runs the clean and the ablated pass. Raises ValueError for neurons under an ablation by means."""
+        """Runs the clean and the ablated pass. Raises ValueError for neurons under an ablation by constants but zero."""
         if neurons and state.ablation.means is not None:
             raise ValueError(
-                f"neurons have no measured means: ablation {state.ablation.kind!r} cannot be used with neurons; "
-                "use counterfactual or zero"
+                f"ablation {state.ablation.kind!r} has no values for single neurons: leave neurons out, or use "
+                "counterfactual, resample, noise or zero"
             )
         self._model, self._state = model, state
         self.switch = LayerSwitch()
@@ -45,30 +45,30 @@ class NodePass:
             )
             assert self.seen.logits is not None
             self.value = metric.compute(self.seen.logits.to(model.dtype), state.batch, reference).sum()
-        corrupt = self._record_corrupt(neurons)
+        ablated = self._ablated_pass(neurons)
         self.baseline: Baseline = model.baseline(state)
         self.differences: SourceDifferences = differences(
             model.blocks, self.seen, self.baseline, model.dtype, model.features
         )
-        self._neurons = self._neuron_differences(corrupt) if neurons else []
+        self._neurons = self._neuron_differences(ablated) if neurons else []
         self._slots = self._slot_differences()
 
-    def _record_corrupt(self, neurons: bool) -> Activations | None:
-        """The corrupt pass, where it is the ablated one and something of it is not known yet."""
+    def _ablated_pass(self, neurons: bool) -> Activations | None:
+        """The run that gives ablated values, where there is one and something of it is not known yet."""
         model, state = self._model, self._state
-        if state.ablation.kind != "counterfactual" or not (neurons or state.baseline is None):
+        if not state.ablation.still or not (neurons or state.baseline is None):
             return None
-        corrupt = model.record(state.corrupt_sequences, outputs=neurons, neurons=neurons)
+        ablated = model.ablated_pass(state, outputs=neurons, neurons=neurons)
         if state.baseline is None:
-            state.baseline = recorded_baseline(model.blocks, corrupt, model.dtype, model.features)
-        return corrupt
+            state.baseline = recorded_baseline(model.blocks, ablated, model.dtype, model.features)
+        return ablated
 
-    def _neuron_differences(self, corrupt: Activations | None) -> list[Tensor]:
+    def _neuron_differences(self, ablated: Activations | None) -> list[Tensor]:
         """Clean less ablated neurons [row pos neuron]; a zero ablation sets neurons to zero."""
         clean = [hidden.detach().to(self._model.dtype) for hidden in self.seen.hidden]
-        if corrupt is None:
+        if ablated is None:
             return clean
-        return [here - there.to(here.dtype) for here, there in zip(clean, corrupt.hidden, strict=True)]
+        return [here - there.to(here.dtype) for here, there in zip(clean, ablated.hidden, strict=True)]
 
     def _slot_differences(self) -> list[list[Tensor]]:
         """By layer and port, clean less ablated query, key and value vectors [row pos slot d_head]."""

@@ -40,17 +40,22 @@ def mean_node_scores(
                 on_batch(number, effects.sources)
             bar.update(len(batch))
     ports = np.array([slot.port is not None for slot in model.topology.targets])
+    values, stderr = _single(sources)
+    parts, parts_stderr = _single(slots)
+    inner, inner_stderr = _single(hidden) if neurons else (None, None)
     return NodeScores(
         model.topology,
-        _single(sources.mean()),
+        values,
         method,
-        _single(sources.stderr()),
-        np.where(ports, _single(slots.mean()), np.float32("nan")),
-        None if slots.stderr() is None else np.where(ports, _single(slots.stderr()), np.float32("nan")),
-        _single(hidden.mean()) if neurons else None,
-        _single(hidden.stderr()) if neurons else None,
+        stderr,
+        np.where(ports, parts, np.float32("nan")),
+        None if parts_stderr is None else np.where(ports, parts_stderr, np.float32("nan")),
+        inner,
+        inner_stderr,
     )
 
 
-def _single(values: Float[np.ndarray, "..."] | None) -> Float[np.ndarray, "..."] | None:
-    return None if values is None else values.astype(np.float32)
+def _single(moments: Moments) -> tuple[Float[np.ndarray, " *any"], Float[np.ndarray, " *any"] | None]:
+    """Mean and standard error in float32."""
+    stderr = moments.stderr()
+    return moments.mean().astype(np.float32), None if stderr is None else stderr.astype(np.float32)

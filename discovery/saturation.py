@@ -76,7 +76,7 @@ class Saturation:
     def edge_effects(
         self,
         block: Block,
-        sources: Sequence[Float[Tensor, "some row pos d_model"]],
+        sources: Sequence[Float[Tensor, "_ row pos d_model"]],
         at_mix: Float[Tensor, "pass row pos head d_head"],
     ) -> dict[Sharp, Float[Tensor, "pass row src slot"]]:
         """By port, what every source's change does through each query and key slot of a block, one edge at a time."""
@@ -96,7 +96,7 @@ class Saturation:
 
 def writes_of(
     block: Block, differences: SourceDifferences, features: FeatureLayers
-) -> list[Float[Tensor, "some row pos d_model"]]:
+) -> list[Float[Tensor, "_ row pos d_model"]]:
     """What the differences of a block's sources add to the residual stream, in the order of the sources."""
     change, whole = differences.heads[block.index], differences.mlps[block.index]
     heads = torch.einsum("rphe,hed->hrpd", change, head_writers(block, change.dtype))

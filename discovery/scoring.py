@@ -45,13 +45,13 @@ class Moments:
         self._squares = self._squares + squares + step.square() * (self.count * new / total)
         self.count = total
 
-    def mean(self) -> Float[np.ndarray, "..."]:
+    def mean(self) -> Float[np.ndarray, " *any"]:
         """The mean, float64. Raises ValueError when nothing was added."""
         if not self.count:
             raise ValueError("there are no prompt pairs to score")
         return self._mean.numpy()
 
-    def stderr(self) -> Float[np.ndarray, "..."] | None:
+    def stderr(self) -> Float[np.ndarray, " *any"] | None:
         """Standard error of the mean, float64; None for a single pair."""
         return (self._squares / (self.count - 1) / self.count).sqrt().numpy() if self.count > 1 else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from discovery.block_run import Recorded
 from discovery.component_model import ComponentModel
 from discovery.metrics import Metric
 from discovery.model import Point
+from discovery.node_effects import NodeEffects
 from discovery.patched_run import Observer
 from discovery.recording import session
 from discovery.rules import PLAIN, Rules
@@ -58,6 +60,14 @@ class SpanModel(ComponentModel):
             change = differences(self.blocks, clean, baseline, self.dtype)
             rows = SpanContraction(change, gradients).scores()
         return sum_rows(rows, batch).cpu()
+
+    def linearize_nodes(self, *arguments: Any, **options: Any) -> NodeEffects:
+        """Not for graphs with spans: raises ValueError."""
+        raise ValueError("nodes have no scores of their own in a graph with spans: leave out --spans, or score edges")
+
+    def linearize_fixed(self, *arguments: Any, **options: Any) -> Tensor:
+        """Not for graphs with spans: raises ValueError."""
+        raise ValueError("method 'atp-star' does not know graphs with spans: leave out --spans, or use another method")
 
     def _patched_run(self, recorded: Recorded, masks: Tensor, every_slot: bool, observe: Observer | None) -> SpanRun:
         return SpanRun(

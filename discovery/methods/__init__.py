@@ -120,4 +120,14 @@ def method(name: str) -> Method:
 
 
 if TYPE_CHECKING:  # the type checker proves that every file has the face; a test checks that every line loads
-    _FACES: tuple[MethodModule, ...] = (atp, atp_star, clean_corrupted, eap, eap_ig, eap_ig_activations, exact, random, relp)
+    _FACES: tuple[MethodModule, ...] = (
+        atp,
+        atp_star,
+        clean_corrupted,
+        eap,
+        eap_ig,
+        eap_ig_activations,
+        exact,
+        random,
+        relp,
+    )

@@ -81,5 +81,5 @@ def _nodes(
     )
 
 
-def _signed(magnitude: Float[np.ndarray, "..."], plain: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def _signed(magnitude: Float[np.ndarray, " *any"], plain: Float[np.ndarray, " *any"]) -> Float[np.ndarray, " *any"]:
     return np.where(plain < 0, -magnitude, magnitude)

@@ -15,19 +15,24 @@ from discovery.methods import METHODS
 from discovery.metrics import Metric
 from discovery.model import PatchableModel
 from discovery.workload import Workload
+from graphs.node_scores import NodeScores
 from graphs.scores import EdgeScores
 
 SEES_THE_MODEL = tuple(name for name in METHODS if name != "random")
 LINEAR = ("eap", "eap-ig", "clean-corrupted")
 QUICK = {"eap-ig-activations": {"steps": 1}}
 """Options under which a method says the same sort of thing sooner."""
+UNSIGNED = ("atp-star",)
+"""Methods whose pairs have magnitudes; the sign of the mean is drawn only."""
 
 
-def check_method(name: str, model: PatchableModel, workload: Workload, tolerance: float = 1e-5) -> EdgeScores:
+def check_method(
+    name: str, model: PatchableModel, workload: Workload, tolerance: float = 1e-5
+) -> EdgeScores | NodeScores:
     """Faults that any method could have: shape, NaN, sign, dependence on batch sizes, state left behind."""
     method, options = METHODS[name].load(), METHODS[name].options(QUICK.get(name, {}))
     scores = method.score(model, workload, options)
-    possible = model.topology.possible
+    possible = universe(scores)
     assert scores.method == name
     assert scores.values.dtype == np.float32
     assert np.isfinite(scores.values[possible]).all()
@@ -42,7 +47,12 @@ def check_method(name: str, model: PatchableModel, workload: Workload, tolerance
     return scores
 
 
-def close(one: EdgeScores, other: EdgeScores, tolerance: float) -> None:
+def universe(scores: EdgeScores | NodeScores) -> np.ndarray:
+    """What of `values` must be a number: every possible edge, or every node."""
+    return scores.topology.possible if isinstance(scores, EdgeScores) else np.ones(scores.values.shape, dtype=bool)
+
+
+def close(one: EdgeScores | NodeScores, other: EdgeScores | NodeScores, tolerance: float) -> None:
     """Equal up to a share of the largest score."""
     scale = np.nanmax(np.abs(one.values))
     assert scale > 0
@@ -50,7 +60,7 @@ def close(one: EdgeScores, other: EdgeScores, tolerance: float) -> None:
 
 
 def check_batch_sizes(
-    score: Callable[..., EdgeScores], workload: Workload, scores: EdgeScores, tolerance: float
+    score: Callable[..., EdgeScores | NodeScores], workload: Workload, scores: EdgeScores | NodeScores, tolerance: float
 ) -> None:
     """The mean is over pairs: cutting batches into pieces of any size changes nothing."""
     pieces = [piece for batch in workload.batches for piece in split(batch)]
@@ -58,23 +68,26 @@ def check_batch_sizes(
     close(scores, score(replace(workload, batches=tuple(pieces))), tolerance)
 
 
-def check_stderr(score: Callable[..., EdgeScores], workload: Workload, scores: EdgeScores, tolerance: float) -> None:
+def check_stderr(
+    score: Callable[..., EdgeScores | NodeScores], workload: Workload, scores: EdgeScores | NodeScores, tolerance: float
+) -> None:
     """`on_batch` gives every pair's own scores; their mean and standard error are what is returned."""
     seen: dict[int, torch.Tensor] = {}
     score(workload, on_batch=lambda number, values: seen.update({number: values.clone()}))
     assert list(seen) == list(range(len(workload.batches)))
     assert [len(values) for values in seen.values()] == [len(batch) for batch in workload.batches]
     pairs = torch.cat(list(seen.values())).double().numpy()
-    possible = scores.topology.possible
+    possible = universe(scores)
     scale = np.nanmax(np.abs(scores.values))
-    np.testing.assert_allclose(scores.values[possible], pairs.mean(0)[possible], rtol=0, atol=tolerance * scale)
+    values = np.abs(scores.values) if scores.method in UNSIGNED else scores.values
+    np.testing.assert_allclose(values[possible], pairs.mean(0)[possible], rtol=0, atol=tolerance * scale)
     expected = pairs.std(0, ddof=1) / np.sqrt(len(pairs))
     assert scores.stderr is not None
     np.testing.assert_allclose(scores.stderr[possible], expected[possible], rtol=0, atol=tolerance * scale)
     assert np.isnan(scores.stderr[~possible]).all()
 
 
-def check_nothing_to_do(score: Callable[..., EdgeScores], workload: Workload) -> None:
+def check_nothing_to_do(score: Callable[..., EdgeScores | NodeScores], workload: Workload) -> None:
     """Where clean and corrupt are one prompt, no edge carries a difference."""
     same = tuple(replace(batch, corrupt=batch.clean) for batch in workload.batches)
     scale = np.nanmax(np.abs(score(workload).values))

@@ -13,6 +13,7 @@ from discovery.ablation import Ablation
 from discovery.batch import Batch
 from discovery.metrics import Metric
 from discovery.model import Point, Sublayer
+from discovery.node_effects import NO_FIXES, Fixes, NodeEffects
 from discovery.rules import PLAIN, Rules
 from graphs.node import NodeId
 from graphs.topology import Topology, transformer_topology
@@ -39,6 +40,7 @@ class ResidualModel:
         generator = torch.Generator().manual_seed(seed)
         self._topology = transformer_topology(layers, heads, kv_heads, parallel)
         self.linear = linear
+        self._dropped: int | None = None
         self.width = width
         self.embedding = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64)
         self.places = torch.randn(64, width, generator=generator, dtype=torch.float64)
@@ -75,6 +77,38 @@ class ResidualModel:
         scores = torch.zeros(len(batch), *self.topology.possible.shape, dtype=torch.float64)
         scores.index_add_(0, batch.row_pair, per_row)
         return (scores * torch.from_numpy(self.topology.possible)).float()
+
+    def linearize_fixed(
+        self, batch: Batch, metric: Metric, ablation: Ablation, fixes: Fixes
+    ) -> Float[Tensor, "pair src dst"]:
+        """Heads are linear in their slots, so that the QK fix changes nothing; GradDrop detaches a layer's values."""
+        layers = {node.layer for node in self.topology.sources if node.layer is not None}
+        clean = [Point(1.0, 1.0)]
+        if not fixes.grad_drop:
+            return self.linearize(batch, metric, clean, ablation)
+        if len(layers) == 1:
+            return self.linearize(batch, metric, clean, ablation).abs()
+        total = torch.zeros(len(batch), *self.topology.possible.shape)
+        for self._dropped in sorted(layers):
+            total += self.linearize(batch, metric, clean, ablation).abs() / (len(layers) - 1)
+        self._dropped = None
+        return total
+
+    def linearize_nodes(
+        self, batch: Batch, metric: Metric, ablation: Ablation, fixes: Fixes = NO_FIXES, neurons: bool = False
+    ) -> NodeEffects:
+        """A node's gradient is the sum of those of the slots that read it; slots and neurons are left out."""
+        layers = sorted({node.layer for node in self.topology.sources if node.layer is not None})
+        slots = torch.zeros(len(batch), len(self.topology.targets))
+        if not fixes.grad_drop or len(layers) == 1:
+            sources = self.linearize(batch, metric, [Point(1.0, 1.0)], ablation).sum(2)
+            return NodeEffects(sources.abs() if fixes.grad_drop else sources, slots)
+        total = torch.zeros(len(batch), len(self.topology.sources))
+        for self._dropped in layers:
+            sources = self.linearize(batch, metric, [Point(1.0, 1.0)], ablation).sum(2).abs() / (len(layers) - 1)
+            total += sources * torch.tensor([node.layer != self._dropped for node in self.topology.sources])
+        self._dropped = None
+        return NodeEffects(total, slots)
 
     def run(
         self, batch: Batch, keep: Float[Tensor, "*mask src dst"] | Tensor, ablation: Ablation
@@ -139,7 +173,8 @@ class ResidualModel:
                 mixed = mixed * (torch.tanh(2 * mixed) / mixed).detach().nan_to_num()
             elif squash:
                 mixed = torch.tanh(2 * mixed)
-            values.append(held.get(source, mixed * batch.mask[..., None]))
+            written = held.get(source, mixed * batch.mask[..., None])
+            values.append(written.detach() if self.topology.sources[source].layer == self._dropped else written)
         final = read(len(self.topology.targets) - 1)[batch.read_row, batch.read_column]
         return torch.stack(values), final @ self.unembedding
 
