@@ -61,12 +61,12 @@ def edge_scores(nodes: NodeScores) -> EdgeScores:
     """An edge is worth what the weaker of its two ends is worth, so that the best edges are those among the best nodes.
 
     `input` and `logits` are in every circuit of nodes: an edge from or to them is worth what its other end is worth, and
-    the edge between the two as much as the strongest node. A shared key or value slot counts as the strongest of its
+    the edge between the two a little more than the strongest node. A shared key or value slot counts as the strongest of its
     group. The sign is that of the weaker end.
     """
     topology = nodes.topology
     weight = np.abs(nodes.values)
-    top = float(weight.max(initial=0.0))
+    top = float(np.nextafter(weight.max(initial=np.float32(0)), np.float32("inf")))  # before all other edges
     roots = [row for row, slots in enumerate(topology.slots_of) if not slots]
     source, sign = weight.copy(), np.where(nodes.values < 0, -1.0, 1.0)
     source[roots], sign[roots] = top, 1.0
