@@ -98,10 +98,12 @@ class AblatingConfig:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How the circuit is cut out of the scores: by `edges`, `size` or `threshold`, else by `reach`."""
+    """How the circuit is cut out of the scores: by `edges`, `nodes`, `size` or `threshold`, else by `reach`."""
 
     edges: int | None = None
     """Number of edges, before dead ends are dropped."""
+    nodes: int | None = None
+    """Number of nodes besides `input` and `logits`, with all edges among them; for methods that score nodes."""
     size: float | None = None
     """Share of the possible edges (0 to 1), before dead ends are dropped."""
     threshold: float | None = None

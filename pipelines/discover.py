@@ -13,6 +13,7 @@ from pipelines.config import STANDARD_SIZES, RunConfig
 from pipelines.fingerprint import edgewise_version, hash_settings, versions
 from pipelines.inputs import Inputs, read_task
 from pipelines.judge import judge
+from pipelines.node_results import keep_nodes, select_stored_nodes
 from pipelines.settings import ConfigError, to_toml
 from pipelines.store import (
     CIRCUIT,
@@ -22,6 +23,8 @@ from pipelines.store import (
     EXPORTS,
     FEATURES,
     LABELS,
+    NODE_ARRAYS,
+    NODES,
     RUN,
     SCORES,
     RunConflict,
@@ -209,6 +212,7 @@ def keep_constants(store: RunStore, inputs: Inputs) -> None:
 def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
     from discovery.foreign_scores import read_scores
     from discovery.methods import method
+    from graphs.scores import EdgeScores
 
     if store.finished("scores"):
         return store.read_scores(inputs.model.topology)
@@ -218,7 +222,9 @@ def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
             scores = line.load().score(inputs.model, inputs.train, line.options(config.method.options))
         else:
             scores = read_scores(Path(file), inputs.model.topology)
-    if file is None and line.gradients and config.transcoders.recheck:
+    by_edge = isinstance(scores, EdgeScores)
+    scores = keep_nodes(store, scores)
+    if file is None and by_edge and line.gradients and config.transcoders.recheck:
         scores = _recheck(config, inputs, store, scores)
     store.write_scores(scores, config.task.source)
     _finish(store, inputs, "scores")
@@ -246,7 +252,10 @@ def _circuit(config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeSco
     if store.finished("circuit"):
         return dataclasses.replace(read_circuit(store.path(CIRCUIT).read_bytes()), scores=scores)
     with inputs.clock.time("circuit"):
-        selected = select(config, inputs, scores)
+        if config.selection.nodes is not None:
+            selected = select_stored_nodes(store, scores.topology, config.selection)
+        else:
+            selected = select(config, inputs, scores)
         circuit = drop_dead_ends(selected)
     store.write_bytes(CIRCUIT, export_json(view(store, circuit, {})))
     store.run["circuit"] = {"selected": selected.edge_count, "edges": circuit.edge_count}
@@ -345,5 +354,6 @@ def export_run(store: RunStore, formats: tuple[str, ...], clock: Clock | None = 
         raise missing
     store.finish("exports", clock.seconds["exports"])
     own = (CONFIG, RUN, *([FEATURES] if store.finished("features") else []), SCORES, CIRCUIT, EVALUATION)
+    own = (*own, NODES, NODE_ARRAYS) if store.finished("nodes") else own
     own = (*own, LABELS) if store.finished("labels") else own
     return [*map(store.path, own), *pictures]

@@ -51,6 +51,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--noise-tokens", ("ablating", "noise_tokens"), "tokens that get it (default: where prompts differ)", "T,..."),
     Flag("--learning-steps", ("ablating", "learning_steps"), "steps of optimal constants (default: 150)", "N"),
     Flag("--edges", ("selection", "edges"), "circuit of N edges", "N"),
+    Flag("--nodes", ("selection", "nodes"), "circuit of all edges among the N best nodes (method atp)", "N"),
     Flag("--size", ("selection", "size"), "circuit of this share of the possible edges, such as 0.05", "P"),
     Flag("--threshold", ("selection", "threshold"), "circuit of the edges that score at least this", "S"),
     Flag("--reach", ("selection", "reach"), "else: smallest standard size with this faithfulness (default: 0.85)", "F"),

@@ -47,6 +47,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "noise_tokens": ("ablating", "noise_tokens"),
     "learning_steps": ("ablating", "learning_steps"),
     "edges": ("selection", "edges"),
+    "nodes": ("selection", "nodes"),
     "size": ("selection", "size"),
     "threshold": ("selection", "threshold"),
     "reach": ("selection", "reach"),
@@ -67,7 +68,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # Tables whose keys are free: they are checked by the method or the task that reads them.
 _OPEN = {("method",): ("method", "options")}
 # Of these, one layer's value replaces the others' of the layers below it.
-EXCLUSIVE = tuple(("selection", key) for key in ("edges", "size", "threshold"))
+EXCLUSIVE = tuple(("selection", key) for key in ("edges", "nodes", "size", "threshold"))
 _RANGES: dict[tuple[str, ...], tuple[float, float]] = {
     ("task", "limit"): (1, float("inf")),
     ("transcoders", "features"): (1, float("inf")),
@@ -76,6 +77,7 @@ _RANGES: dict[tuple[str, ...], tuple[float, float]] = {
     ("ablating", "noise_scale"): (0, float("inf")),
     ("ablating", "learning_steps"): (1, float("inf")),
     ("selection", "edges"): (1, float("inf")),
+    ("selection", "nodes"): (1, float("inf")),
     ("selection", "size"): (0, 1),
     ("selection", "reach"): (0, float("inf")),
     ("evaluation", "holdout"): (0, 0.99),

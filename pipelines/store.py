@@ -33,6 +33,7 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
 )
 LABELS, EVIDENCE, GROUPS, STORY = "labels.json", "evidence", "groups.json", "story.json"
 CONSTANTS = "constants.safetensors"
+NODE_ARRAYS = "nodes.safetensors"
 TASK_GRAPH, CONTRAST = "task_graph.json", "contrast.json"
 IDENTITY = ("edgewise", "config", "inputs")
 """What of run.json must agree for results on disk to be reused."""
@@ -95,6 +96,7 @@ class RunStore:
             CIRCUIT,
             EVALUATION,
             NODES,
+            NODE_ARRAYS,
             ADJACENCY,
             GRAPH,
             VALIDATION,

@@ -35,6 +35,7 @@ def discovery_summary(
         _circuit_line(model["edges"], counts),
         *_judgement_lines(evaluation),
         *_name_lines(run),
+        *_node_lines(run),
         "",
         *curve_lines(evaluation),
         "",
@@ -163,6 +164,20 @@ def _name_lines(run: Mapping[str, Any]) -> list[str]:
         ]
     tests = f"; {names['passed']} of {names['tested']} causal tests passed" if names.get("tested") else ""
     return [f"names         {names['named']} of {names['nodes']} nodes, the others are unclear{tests}"]
+
+
+def _node_lines(run: Mapping[str, Any]) -> list[str]:
+    """The strongest nodes and parts of nodes, where the run's method scored nodes."""
+    nodes = run.get("nodes")
+    if nodes is None:
+        return []
+
+    def named(found: Sequence[Mapping[str, Any]]) -> str:
+        return "  ".join(f"{one['name']} {_number(one['score'])}" for one in found)
+
+    what = f"{nodes['vectors']:,} q/k/v vectors" + (f" and {nodes['neurons']:,} neurons" if nodes["neurons"] else "")
+    lines = [f"nodes         {named(nodes['top'])}  (of {nodes['count']:,})"]
+    return [*lines, f"parts         {named(nodes['parts'])}  (of {what})"] if nodes["parts"] else lines
 
 
 def _circuit_line(possible: int, counts: Mapping[str, int]) -> str:
