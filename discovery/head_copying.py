@@ -71,8 +71,8 @@ def copying(
         own = logits.diagonal()
         shown = own.topk(min(_SHOWN, len(own)))
         found[head] = HeadCopying(
-            raised=float(((logits > own[:, None]).sum(1) < RANK).float().mean()),
-            lowered=float(((logits < own[:, None]).sum(1) < RANK).float().mean()),
+            raised=float(_among_first(logits, own).float().mean()),
+            lowered=float(_among_first(-logits, -own).float().mean()),
             strongest=tuple(
                 TokenEffect(texts(int(drawn[place])), value)
                 for value, place in zip(shown.values.tolist(), shown.indices.tolist())
@@ -103,6 +103,11 @@ def copied_on_task(
             _add_batch(model, moved, totals, some)
             count += len(moved)
     return {head: {name: value / count for name, value in one.items()} if count else {} for head, one in totals.items()}
+
+
+def _among_first(logits: Float[Tensor, "row token"], own: Float[Tensor, " row"]) -> Bool[Tensor, " row"]:
+    """Whether a token's own logit is raised, and is among the `RANK` largest; what a head leaves alone is neither."""
+    return (own > 0) & ((logits >= own[:, None]).sum(1) <= RANK)
 
 
 class _Mentions(NamedTuple):
@@ -143,8 +148,8 @@ def _add_batch(model: ComponentModel, batch: Batch, totals: dict[NodeId, dict[st
         mean = values[batch.mask].mean(0)
         written = (values[places.row, places.column] - mean) @ head_writers(blocks[layer], model.dtype)[index]
         logits = written @ reads.to(written).t()
-        own = logits.gather(1, places.token[:, None])
-        raised, lowered = ((compared.sum(1) < RANK) for compared in (logits > own, logits < own))
+        own = logits.gather(1, places.token[:, None])[:, 0]
+        raised, lowered = _among_first(logits, own), _among_first(-logits, -own)
         sums["name_mover"] += float((attention * raised * places.right).sum())
         sums["copy_suppression"] += float((attention * lowered).sum())
         sums["answer_attention"] += float((attention * places.right).sum())

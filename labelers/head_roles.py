@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from graphs.evidence import AttentionPair, HeadEvidence
@@ -12,6 +12,11 @@ from labelers.rules.rule import show
 
 LEAST = 0.3
 """Score from which a head has a role: mean attention to the fitting token, or share of the effect."""
+_LEAST_ON_TEXT = 0.4
+"""The same where it was measured on text: there the tokens to choose from are few."""
+_MEASURED = {"": ("", LEAST), "text_": (" on text", _LEAST_ON_TEXT), "task_": (" on the task", _LEAST_ON_TEXT)}
+"""What stands in front of a score's name; what is said of it, and what it must reach. Random repeats come first: on text
+several roles may look at the same token."""
 _RESTS = 0.7
 """Mean attention to the first token from which a head is said to rest there."""
 _SHARE = 0.6
@@ -75,19 +80,28 @@ class Named:
 
 def name_head(head: HeadEvidence) -> Named | None:
     """The head's role; None where no score says that it has one."""
-    known = {name: head.scores[name] for name in ROLES_OF_HEADS if head.scores.get(name, 0.0) >= LEAST}
-    if known:
-        best = max(known, key=lambda name: known[name])
-        line = ROLES_OF_HEADS[best]
-        others = [f"{ROLES_OF_HEADS[name].text} ({value:.2f})" for name, value in known.items() if name != best]
-        more = f" Also measured: {', '.join(others)}." if others else ""
-        description = f"{line.description} Score {known[best]:.2f}.{more}"
-        cites = tuple(pair.id for pair in head.pairs if _FITS[best](pair))[:4] if best in _FITS else ()
-        return Named(f"head:{best}", line.text, line.role, description, min(known[best], 1.0), cites, line.ablated)
+    for place, (where, least) in _MEASURED.items():
+        known = {name: head.scores.get(place + name, 0.0) for name in ROLES_OF_HEADS}
+        known = {name: value for name, value in known.items() if value >= least}
+        if known:
+            return _role(head, known, where)
     if head.first_token >= _RESTS:
         text = f"Mean attention to the first token {head.first_token:.2f}."
         return Named("head:first_token", "rests on first token", "unclear", text, head.first_token)
     return None
+
+
+def _role(head: HeadEvidence, known: Mapping[str, float], where: str) -> Named:
+    best = max(known, key=lambda name: known[name])
+    line = ROLES_OF_HEADS[best]
+    others = [f"{ROLES_OF_HEADS[name].text} ({value:.2f})" for name, value in known.items() if name != best]
+    more = f" Also measured: {', '.join(others)}." if others else ""
+    wrong = head.scores.get("wrong_attention", 0.0)
+    if best == "name_mover" and wrong >= 0.5 * head.scores.get("answer_attention", 0.0) > 0:
+        more = f" It attends to wrong answers too ({wrong:.2f}).{more}"
+    description = f"{line.description} Score {known[best]:.2f}{where}.{more}"
+    cites = tuple(pair.id for pair in head.pairs if _FITS[best](pair))[:4] if best in _FITS else ()
+    return Named(f"head:{best}", line.text, line.role, description, min(known[best], 1.0), cites, line.ablated)
 
 
 def by_attention(pairs: tuple[AttentionPair, ...]) -> Named | None:
