@@ -44,9 +44,6 @@ ROLES_OF_HEADS: dict[str, HeadRole] = {
     "copy_suppression": HeadRole(
         "copy suppression head", "suppresses", "Attends to an earlier mention of a token and lowers it.", ""
     ),
-    "s_inhibition": HeadRole(
-        "S-inhibition head", "moves", "Tells later heads not to attend to the repeated name.", "down"
-    ),
     "induction": HeadRole(
         "induction head", "moves", "Attends to what followed the token's earlier occurrence.", "down"
     ),

@@ -31,25 +31,26 @@ def by_hand() -> ComponentModel:
         tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
-    for name, weight in model.named_parameters():
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
         if "ln_" not in name:
             weight.zero_()
-    body, size, eye = model.transformer, WIDTH // HEADS, torch.eye(WIDTH)
-    body.wte.weight.copy_(eye[TOKEN : TOKEN + VOCABULARY])
-    body.wpe.weight.copy_(eye[PLACE : PLACE + POSITIONS])
-    model.lm_head.weight.copy_(eye[TOKEN : TOKEN + VOCABULARY])
+    size, eye = WIDTH // HEADS, torch.eye(WIDTH)
+    weights["transformer.wte.weight"].copy_(eye[TOKEN : TOKEN + VOCABULARY])
+    weights["transformer.wpe.weight"].copy_(eye[PLACE : PLACE + POSITIONS])
+    weights["lm_head.weight"].copy_(eye[TOKEN : TOKEN + VOCABULARY])
 
     def head(layer: int, number: int, reads: list[tuple[int, int]], to: int = TOKEN, amount: float = 0.0) -> None:
         """Attends where the query holds one coordinate and the key the other; hands on the token to other coordinates."""
-        attention = body.h[layer].attn
-        query, key, value = attention.c_attn.weight.split(WIDTH, 1)
+        query, key, value = weights[f"transformer.h.{layer}.attn.c_attn.weight"].split(WIDTH, 1)
+        write = weights[f"transformer.h.{layer}.attn.c_proj.weight"]
         first = number * size
         for slot, (mine, theirs) in enumerate(reads):
             query[mine, first + slot] = SHARP
             key[theirs, first + slot] = 1.0
         for token in range(VOCABULARY):
             value[TOKEN + token, first + token] = 1.0
-            attention.c_proj.weight[first + token, to + token] = amount
+            write[first + token, to + token] = amount
 
     head(0, 0, [(PLACE + place, PLACE + place - 1) for place in range(1, POSITIONS)], to=BEFORE, amount=1.0)
     head(0, 1, [(TOKEN + token, TOKEN + token) for token in range(VOCABULARY)])
@@ -57,8 +58,8 @@ def by_hand() -> ComponentModel:
     head(1, 1, [], amount=5.0)
     head(1, 2, [], amount=-5.0)
     for number in (1, 2):  # whatever the query, the names 12 and 13 are looked at
-        body.h[1].attn.c_attn.bias[number * size] = SHARP
-        body.h[1].attn.c_attn.weight[TOKEN + 12 : TOKEN + 14, WIDTH + number * size] = 1.0
+        weights["transformer.h.1.attn.c_attn.bias"][number * size] = SHARP
+        weights["transformer.h.1.attn.c_attn.weight"][TOKEN + 12 : TOKEN + 14, WIDTH + number * size] = 1.0
     return ComponentModel(model)
 
 
