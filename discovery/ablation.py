@@ -97,3 +97,8 @@ class Ablation:
 
 COUNTERFACTUAL = Ablation("counterfactual")
 ZERO = Ablation("zero")
+
+
+def needs_alignment(kind: AblationKind, noise_on_tokens: bool) -> bool:
+    """Whether corrupt prompts must answer to the clean ones token by token. noise_on_tokens: whether those are named."""
+    return kind == "counterfactual" or (kind == "noise" and not noise_on_tokens)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -22,8 +22,8 @@ class Batch:
 
     clean: Int[Tensor, "row pos"]
     """Token ids, padded on the left."""
-    corrupt: Int[Tensor, "row pos"]
-    """Token ids of the counterfactual, aligned with `clean`."""
+    corrupt: Int[Tensor, "row corrupt_pos"]
+    """Token ids of the counterfactual, aligned with `clean` unless there is a `corrupt_mask`."""
     mask: Bool[Tensor, "row pos"]
     """True at real tokens."""
     positions: Int[Tensor, "row pos"]
@@ -52,10 +52,21 @@ class Batch:
     """Number of the span of each token, -1 at padding; None where prompts have no spans. See `graphs.span_topology`."""
     span_names: tuple[int | str, ...] = ()
     """What the numbers of the spans stand for."""
+    corrupt_mask: Bool[Tensor, "row corrupt_pos"] | None = None
+    """True at real tokens of `corrupt`, where its columns are not those of `clean`; None where they are."""
+    alignment: Float[Tensor, "row pos corrupt_pos"] | None = None
+    """Where they are not: the share of each token of `corrupt` in what stands for a token of `clean`. None: nothing does."""
 
     def __len__(self) -> int:
         """Number of pairs (the examples that means are taken over)."""
         return len(self.indices)
+
+    @property
+    def corrupt_places(self) -> tuple[Bool[Tensor, "row corrupt_pos"], Int[Tensor, "row corrupt_pos"]]:
+        """Real tokens and position ids of `corrupt`."""
+        if self.corrupt_mask is None:
+            return self.mask, self.positions
+        return self.corrupt_mask, positions_of(self.corrupt_mask)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device (itself when it is there already)."""
@@ -64,3 +75,8 @@ class Batch:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in named.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
+
+
+def positions_of(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
+    """Position ids of left-padded rows: 0 at the first real token (and at padding)."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)

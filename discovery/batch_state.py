@@ -34,8 +34,16 @@ class BatchState:
     full_logits: Tensor | None = None
 
 
+def corrupt_sequences(batch: Batch) -> Sequences:
+    """The corrupt prompts, from their first column on."""
+    mask, positions = batch.corrupt_places
+    return Sequences(batch.corrupt, mask, positions, None)
+
+
 def shared_columns(batch: Batch) -> int:
     """Columns, from the left, in which clean and corrupt agree in every row, short of the first read."""
+    if batch.corrupt_mask is not None:
+        return 0
     differs = (batch.clean != batch.corrupt).any(0).nonzero()
     first = int(differs[0]) if len(differs) else batch.clean.shape[1]
     first = min(first, int(batch.read_column.min()))

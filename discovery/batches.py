@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from discovery.batch import Batch
+from discovery.batch import Batch, positions_of
+from discovery.span_alignment import align_rows, number_spans
+from discovery.span_tokens import Names, SpanMode
 from discovery.task import BadTask, PromptPair, Task
 from discovery.tokenisation import Bos, Ids, TokenPair, tokenise
 
 Misaligned = Literal["error", "drop"]
+Alignment = Literal["tokens", "spans", "none"]
+"""How tokens of the corrupt prompt answer to those of the clean one: one to one, span by span, or not at all."""
 _NAMED = 5  # rows that an error names before it says "and N more"
 _log = logging.getLogger(__name__)
 
@@ -37,6 +41,8 @@ def make_batches(
     max_length: int | None = None,
     vocabulary: int | None = None,
     misaligned: Misaligned = "error",
+    spans: SpanMode = "none",
+    alignment: Alignment = "tokens",
 ) -> tuple[Batch, ...]:
     """The pairs of a task as batches on the CPU; `Batch.indices` says which pair is where.
 
@@ -44,11 +50,26 @@ def make_batches(
     bos, chat_template, and which tokens an answer is: see `discovery.tokenisation.tokenise`. pad_id: fills up short
     rows, where nothing looks (default: the tokenizer's padding or end token, else 0). max_length: tokens that the
     model takes. vocabulary: number of its tokens. misaligned: `drop` leaves out pairs whose prompts differ in length,
-    and logs how many. Raises MisalignedPair or BadTask naming the rows.
+    and logs how many. spans: what tokens are divided into. alignment: `tokens` needs prompts of equal length, the others do
+    not. Raises MisalignedPair or BadTask naming the rows.
     """
-    tokenised = tokenise(task, tokenizer, bos, chat_template)
-    usable = check_pairs(tokenised, max_length=max_length, vocabulary=vocabulary, misaligned=misaligned)
-    return batch_pairs(usable, batch_size, default_pad_id(tokenizer) if pad_id is None else pad_id)
+    tokenised = tokenise(task, tokenizer, bos, chat_template, spans)
+    usable = check_pairs(
+        tokenised, max_length=max_length, vocabulary=vocabulary, misaligned=misaligned, alignment=alignment
+    )
+    if spans == "positions":
+        _check_equal_lengths(usable)
+    pad_id = default_pad_id(tokenizer) if pad_id is None else pad_id
+    return batch_pairs(usable, batch_size, pad_id, by_spans=alignment == "spans")
+
+
+def _check_equal_lengths(pairs: Sequence[TokenPair]) -> None:
+    lengths = {len(pair.clean) for pair in pairs}
+    if len(lengths) > 1:
+        raise BadTask(
+            f"the prompts have {min(lengths)} to {max(lengths)} tokens: with --spans positions all must have the same number "
+            "(--spans task names parts of prompts instead)"
+        )
 
 
 def default_pad_id(tokenizer: PreTrainedTokenizerBase | None) -> int:
@@ -69,17 +90,24 @@ def check_pairs(
     max_length: int | None = None,
     vocabulary: int | None = None,
     misaligned: Misaligned = "error",
+    alignment: Alignment = "tokens",
 ) -> tuple[TokenPair, ...]:
     """The pairs that can be run. Raises MisalignedPair (unless they are to be dropped) or BadTask naming rows."""
-    apart = [pair for pair in pairs if not pair.aligned]
+    apart = [pair for pair in pairs if not pair.aligned and alignment == "tokens"]
     if apart and misaligned == "error":
         named = ", ".join(f"row {pair.row} ({len(pair.clean)} and {len(pair.corrupt)})" for pair in apart[:_NAMED])
         more = f" and {len(apart) - _NAMED} more" if len(apart) > _NAMED else ""
         raise MisalignedPair(
             f"clean and corrupt prompts have different numbers of tokens: {named}{more}; change them or use "
-            "--misaligned drop"
+            "--misaligned drop (an ablation such as mean, and --spans task, take prompts of any length)"
         )
-    usable = tuple(pair for pair in pairs if pair.aligned)
+    for pair in pairs if alignment == "spans" else ():
+        if pair.corrupt_spans is None:
+            raise MisalignedPair(
+                f"row {pair.row}: its prompts have {len(pair.clean)} and {len(pair.corrupt)} tokens: say where each of its "
+                "spans is in both ({clean: ..., corrupt: ...})"
+            )
+    usable = tuple(pair for pair in pairs if pair.aligned or alignment != "tokens")
     if apart:
         _log.warning("%d of %d pairs left out: their prompts differ in length", len(apart), len(pairs))
     if not usable:
@@ -93,7 +121,7 @@ def check_pairs(
 
 def problem_of(pair: TokenPair, max_length: int | None = None, vocabulary: int | None = None) -> str | None:
     """Why an aligned pair cannot be run, in one line; None where it can."""
-    length = len(pair.clean) + pair.longest_answer - 1
+    length = _length(pair)
     if max_length is not None and length > max_length:
         return (
             f"prompt and answer take {length} tokens, the model at most {max_length}: shorten them or leave the row out"
@@ -130,28 +158,36 @@ def _lay_out(pair: TokenPair) -> _Layout:
 
 
 def batch_pairs(
-    pairs: Sequence[TokenPair], batch_size: int | Callable[[int], int], pad_id: int = 0
+    pairs: Sequence[TokenPair], batch_size: int | Callable[[int], int], pad_id: int = 0, by_spans: bool = False
 ) -> tuple[Batch, ...]:
-    """Aligned pairs as batches on the CPU.
+    """Pairs as batches on the CPU. by_spans: align prompts by their spans, where these are not the same tokens.
 
     Like lengths and like shared beginnings go together, so that little is padded and much of the beginning is shared.
-    The batches are shuffled, always in the same way, so that any few of them are a fair sample.
+    Pairs whose prompts are not aligned token by token have batches of their own. The batches are shuffled, always in the
+    same way, so that any few of them are a fair sample.
     """
     if isinstance(batch_size, int) and batch_size < 1:
         raise BadTask(f"batch size must be at least 1, not {batch_size}")
     # Longest first: their batch decides how many fit, and an odd rest is short.
     order = sorted(pairs, key=lambda pair: (-_length(pair), pair.first_difference - len(pair.clean), pair.index))
     batches: list[Batch] = []
-    while order:
-        size = batch_size if isinstance(batch_size, int) else _fitting(order, batch_size)
-        batches.append(_Builder(order[:size]).build(pad_id))
-        order = order[size:]
+    for matched in (True, False):
+        left = [pair for pair in order if _matched(pair, by_spans) == matched]
+        while left:
+            size = batch_size if isinstance(batch_size, int) else _fitting(left, batch_size)
+            batches.append(_Builder(left[:size]).build(pad_id, None if matched else by_spans))
+            left = left[size:]
     random.Random(0).shuffle(batches)
     return tuple(batches)
 
 
 def _length(pair: TokenPair) -> int:
-    return len(pair.clean) + pair.longest_answer - 1
+    return max(len(pair.clean), len(pair.corrupt)) + pair.longest_answer - 1
+
+
+def _matched(pair: TokenPair, by_spans: bool) -> bool:
+    """Whether each token of the clean prompt answers to the one of the same number in the corrupt prompt."""
+    return pair.aligned and not (by_spans and pair.spans != pair.corrupt_spans)
 
 
 def _fitting(order: Sequence[TokenPair], batch_size: Callable[[int], int]) -> int:
@@ -174,20 +210,24 @@ class _Builder:
     pair_read: list[int] = field(default_factory=list)
     steps: list[tuple[int, int, int]] = field(default_factory=list)
     candidates: list[tuple[int, bool]] = field(default_factory=list)
+    spans: list[Names] = field(default_factory=list)
+    corrupt_spans: list[Names] = field(default_factory=list)
 
-    def build(self, pad_id: int) -> Batch:
-        """The batch."""
+    def build(self, pad_id: int, by_spans: bool | None) -> Batch:
+        """The batch. by_spans: None where clean and corrupt have the same columns, else whether spans align them."""
         for number, pair in enumerate(self.pairs):
             self._add(number, pair)
         width = max(map(len, self.clean))
-        mask = torch.arange(width) >= width - torch.tensor([len(row) for row in self.clean])[:, None]
+        corrupt_width = max(map(len, self.corrupt))
+        mask = _real(self.clean, width)
+        spans, names = number_spans(self.spans, width) if self.spans else (None, ())
         steps, candidates = torch.tensor(self.steps), torch.tensor(self.candidates)
         reads = torch.tensor(self.reads)
         return Batch(
             clean=_padded(self.clean, width, pad_id),
-            corrupt=_padded(self.corrupt, width, pad_id),
+            corrupt=_padded(self.corrupt, corrupt_width, pad_id),
             mask=mask,
-            positions=(mask.long().cumsum(1) - 1).clamp(min=0),
+            positions=positions_of(mask),
             row_pair=torch.tensor(self.row_pair),
             read_row=reads[:, 0],
             read_column=width - 1 - reads[:, 1],
@@ -198,6 +238,10 @@ class _Builder:
             candidate_pair=candidates[:, 0],
             candidate_right=candidates[:, 1].bool(),
             indices=tuple(pair.index for pair in self.pairs),
+            spans=spans,
+            span_names=names,
+            corrupt_mask=None if by_spans is None else _real(self.corrupt, corrupt_width),
+            alignment=align_rows(self.spans, self.corrupt_spans, width, corrupt_width) if by_spans else None,
         )
 
     def _add(self, number: int, pair: TokenPair) -> None:
@@ -206,6 +250,10 @@ class _Builder:
             self.clean.append(pair.clean + ending)
             self.corrupt.append(pair.corrupt + ending)
             self.row_pair.append(number)
+            if pair.spans is not None:
+                self.spans.append(_continued(pair.spans, len(ending)))
+            if pair.corrupt_spans is not None:
+                self.corrupt_spans.append(_continued(pair.corrupt_spans, len(ending)))
         read_of: dict[Ids, int] = {}
 
         def read(beginning: Ids) -> int:
@@ -220,6 +268,17 @@ class _Builder:
             for answer in answers:
                 self.steps += [(read(answer[:k]), token, len(self.candidates)) for k, token in enumerate(answer)]
                 self.candidates.append((number, is_right))
+
+
+def _continued(spans: Names, more: int) -> Names:
+    """The spans of a prompt with some tokens of an answer behind it."""
+    if isinstance(spans[-1], int):
+        return (*spans, *(spans[-1] + 1 + step for step in range(more)))
+    return (*spans, *["answer_tokens"] * more)
+
+
+def _real(rows: Sequence[Ids], width: int) -> Bool[Tensor, "row pos"]:
+    return torch.arange(width) >= width - torch.tensor([len(row) for row in rows])[:, None]
 
 
 def _padded(rows: Sequence[Ids], width: int, pad_id: int) -> Int[Tensor, "row pos"]:

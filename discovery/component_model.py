@@ -15,7 +15,7 @@ from discovery.architecture import Architecture
 from discovery.architectures import architecture_of
 from discovery.baseline import Baseline, constant_baseline, differences, recorded_baseline
 from discovery.batch import Batch
-from discovery.batch_state import BatchState, shared_columns, sum_rows
+from discovery.batch_state import BatchState, corrupt_sequences, shared_columns, sum_rows
 from discovery.block_run import Recorded
 from discovery.blocks import Block, Norm, find_blocks
 from discovery.contraction import SlotGradients, contract
@@ -31,6 +31,7 @@ from discovery.patched_run import Observer, PatchedRun
 from discovery.recording import Activations, Sequences, projections_widened, record_pass, session
 from discovery.resampling import with_donors
 from discovery.rules import PLAIN, Rules
+from discovery.span_alignment import aligned_baseline
 from graphs.topology import Topology, transformer_topology
 
 KvHeads = Literal["native", "query"]
@@ -238,6 +239,8 @@ class ComponentModel:
         moved = batch.to(self.device)
         if ablation.donors is not None:
             moved = with_donors(moved, ablation.donors)
+        if ablation.swaps_prompts and moved.corrupt_mask is not None and moved.alignment is None:
+            raise ValueError(f"ablation {ablation.kind!r} needs clean and corrupt prompts of equal length, or spans")
         start = shared_columns(moved) if self.share_prefix and ablation.swaps_prompts else 0
         cache = self._prefix_cache(moved, start) if start else None
 
@@ -245,7 +248,8 @@ class ComponentModel:
             return Sequences(tokens[:, start:], moved.mask, moved.positions[:, start:], cache)
 
         known = state if state is not None and state.key is batch else None
-        self._state = BatchState(batch, moved, ablation, start, suffix(moved.clean), suffix(moved.corrupt))
+        corrupt = suffix(moved.corrupt) if moved.corrupt_mask is None else corrupt_sequences(moved)
+        self._state = BatchState(batch, moved, ablation, start, suffix(moved.clean), corrupt)
         if known is not None:  # another ablation of the same prompts
             self._state.full_logits = known.full_logits
             if known.recorded is not None and known.start == start:
@@ -275,6 +279,8 @@ class ComponentModel:
             if state.ablation.still:
                 seen = self.ablated_pass(state)
                 state.baseline = recorded_baseline(self.blocks, seen, self.dtype, self.features)
+                if state.ablation.swaps_prompts and state.batch.alignment is not None:
+                    state.baseline = aligned_baseline(state.baseline, state.batch.alignment)
             else:
                 rows, width = state.batch.clean.shape
                 d_model = self.blocks[0].weight("q").shape[-1]

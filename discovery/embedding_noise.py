@@ -38,6 +38,8 @@ def noised_places(batch: Batch, noise: Noise) -> Bool[Tensor, "row pos"]:
     """Where the noise goes. Raises NothingToNoise naming the first pair of the batch without such a token."""
     if noise.tokens:
         wanted = torch.isin(batch.clean, torch.tensor(noise.tokens, device=batch.clean.device)) & batch.mask
+    elif batch.corrupt_mask is not None:
+        raise NothingToNoise("clean and corrupt prompts differ in length: name the tokens that noise is to go on")
     else:
         wanted = (batch.clean != batch.corrupt) & batch.mask
     without = (~wanted.any(1)).nonzero().flatten().tolist()

@@ -62,7 +62,8 @@ class GradientPasses:
             return None
         if point.alpha == 1:
             return "clean"
-        return "corrupt" if point.alpha == 0 and self._state.ablation.swaps_prompts else None
+        swaps = self._state.ablation.swaps_prompts and self._state.batch.corrupt_mask is None
+        return "corrupt" if point.alpha == 0 and swaps else None
 
     def _groups(self, points: Sequence[Point]) -> Iterator[list[Point]]:
         """Points that share a pass. The ends come first and alone: their passes also record the source values."""

@@ -11,11 +11,12 @@ from tqdm import tqdm
 from discovery.ablation import COUNTERFACTUAL, ZERO, Ablation, AblationKind
 from discovery.baseline import RunningMeans
 from discovery.batch import Batch
+from discovery.batch_state import corrupt_sequences
 from discovery.component_model import ComponentModel
 from discovery.embedding_noise import measure_noise
 from discovery.learned_constants import LearnedConstants
 from discovery.optimal_ablation import LearningSettings, learn_constants
-from discovery.recording import Sequences, record_pass, session
+from discovery.recording import record_pass, session
 from discovery.resampling import collect_donors
 
 
@@ -66,6 +67,7 @@ def source_means(model: ComponentModel, batches: Sequence[Batch], positional: bo
     with session(model.hf, model.arch, model.blocks), torch.no_grad():
         for batch in tqdm(batches, desc="means", unit="batch", leave=False, delay=1):
             moved = batch.to(model.device)
-            sequences = Sequences(moved.corrupt, moved.mask, moved.positions, None)
-            means.add(record_pass(model.hf, model.arch, model.blocks, sequences), moved.mask, moved.positions)
+            sequences = corrupt_sequences(moved)
+            seen = record_pass(model.hf, model.arch, model.blocks, sequences)
+            means.add(seen, sequences.mask, sequences.positions)
     return means

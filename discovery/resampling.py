@@ -37,4 +37,4 @@ def with_donors(batch: Batch, donors: Donors) -> Batch:
         if others is not None and len(others):
             draw = np.random.default_rng([donors.seed, *own.tolist()]).integers(len(others))
             corrupt[row, mask] = others[int(draw)].to(corrupt.device)
-    return replace(batch, corrupt=corrupt)
+    return replace(batch, corrupt=corrupt, corrupt_mask=None, alignment=None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from discovery.ablation import Ablation
@@ -23,7 +23,7 @@ from discovery.patched_run import Observer
 from discovery.recording import session
 from discovery.rules import PLAIN, Rules
 from discovery.span_gradients import SpanContraction, SpanGradients
-from discovery.span_places import SpanPlaces
+from discovery.span_places import SpanPlaces, numbered
 from discovery.span_run import SpanRun
 from graphs.span_topology import Spans, span_topology
 from graphs.topology import Topology
@@ -85,14 +85,3 @@ class SpanModel(ComponentModel):
         for span in sorted(read - set(np.flatnonzero(self.spans.read).tolist())):
             raise ValueError(f"logits are read at the span {self.spans.names[span]!r}, where the graph reads none")
         return SpanPlaces(self.spans, index[:, state.start :])
-
-
-def numbered(batch: Batch, names: Sequence[int | str]) -> Int[Tensor, "row pos"]:
-    """The place among `names` of every token's span, -1 at padding. Raises ValueError where a batch has other spans."""
-    if batch.spans is None:
-        raise ValueError("the graph has spans but these prompts have none")
-    unknown = [name for name in batch.span_names if name not in names]
-    if unknown:
-        raise ValueError(f"these prompts have a span {unknown[0]!r}, which the graph does not have")
-    table = torch.tensor([*(names.index(name) for name in batch.span_names), -1], device=batch.spans.device)
-    return table[batch.spans]

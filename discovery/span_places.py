@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from discovery.batch import Batch
 from graphs.span_topology import Spans
 
 
@@ -44,3 +47,46 @@ class SpanPlaces:
         longest = int(here.sum(1).max())
         order = (~here).to(torch.int8).sort(dim=1, stable=True).indices[:, :longest]
         return order, here.gather(1, order)
+
+
+def spans_of(batches: Sequence[Batch]) -> Spans:
+    """The spans of all batches, by their mean distance from the prompts' end. Raises ValueError for prompts without spans."""
+    distances: dict[int | str, list[float]] = {}
+    for batch in batches:
+        if batch.spans is None:
+            raise ValueError("these prompts have no spans")
+        from_end = torch.arange(batch.spans.shape[1] - 1, -1, -1).expand_as(batch.spans)
+        for number, name in enumerate(batch.span_names):
+            distances.setdefault(name, []).extend(from_end[batch.spans == number].tolist())
+    means = {name: sum(values) / len(values) for name, values in distances.items()}
+    names = tuple(sorted(means, key=lambda name: (-means[name], str(name))))
+    sees, read = np.zeros((len(names), len(names)), dtype=bool), np.zeros(len(names), dtype=bool)
+    for batch in batches:
+        index = numbered(batch, names)
+        for row in index:
+            first, last = _ends(row, len(names))
+            sees |= (last[:, None] >= first[None, :]).numpy()
+        read[index[batch.read_row, batch.read_column].numpy()] = True
+    return Spans(names, sees, read)
+
+
+def _ends(row: Int[Tensor, " pos"], count: int) -> tuple[Int[Tensor, " span"], Int[Tensor, " span"]]:
+    """First and last column of every span in a row; of a span that is not there, such as make it see and be seen by none."""
+    width = len(row)
+    first, last = torch.full((count,), width), torch.full((count,), -1)
+    columns = torch.arange(width)[row >= 0]
+    first.scatter_reduce_(0, row[row >= 0], columns, "amin")
+    last.scatter_reduce_(0, row[row >= 0], columns, "amax")
+    return first, last
+
+
+def numbered(batch: Batch, names: Sequence[int | str]) -> Int[Tensor, "row pos"]:
+    """The place among `names` of every token's span, -1 at padding. Raises ValueError where a batch has other spans."""
+    if batch.spans is None:
+        raise ValueError("the graph has spans but these prompts have none")
+    place = {name: number for number, name in enumerate(names)}
+    unknown = [name for name in batch.span_names if name not in place]
+    if unknown:
+        raise ValueError(f"these prompts have a span {unknown[0]!r}, which the graph does not have")
+    table = torch.tensor([*(place[name] for name in batch.span_names), -1], device=batch.spans.device)
+    return table[batch.spans]

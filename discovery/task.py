@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from itertools import pairwise
+from typing import Any, Generic, Literal, TypeVar
 
 DEFAULT_METRIC = "logit-diff"
 _log = logging.getLogger(__name__)
@@ -17,6 +19,36 @@ Answer = TypeVar("Answer", str, tuple[int, ...])
 
 class BadTask(ValueError):
     """A task, file, row or field that cannot be used: one line that names it and says what to do."""
+
+
+Range = tuple[int, int]
+"""Start and stop, from 0, the stop not included."""
+GAPS = ("bos", "start", "end", "answer_tokens")
+"""Spans that need no entry: tokens put in front, tokens before the first span, the last token, and an answer's tokens."""
+_SPAN_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A named part of both prompts of a pair. Raises BadTask for a bad name or range."""
+
+    name: str
+    """Letters, digits and _, as after the @ of a node."""
+    clean: Range
+    """Its place in the clean prompt."""
+    corrupt: Range | None = None
+    """Its place in the corrupt prompt; None: the same tokens as in the clean prompt, which must be equally long."""
+    unit: Literal["characters", "tokens"] = "characters"
+    """What places count. Tokens are those of the prompt alone, without BOS or chat template."""
+
+    def __post_init__(self) -> None:
+        if not _SPAN_NAME.fullmatch(self.name):
+            raise BadTask(f"{self.name!r} is no name for a span: use letters, digits and _, and begin with a letter")
+        if self.name in GAPS or self.name.startswith("after_"):
+            raise BadTask(f"the span name {self.name!r} is taken ({', '.join(GAPS)}, after_...): use another")
+        for place in (self.clean, self.corrupt):
+            if place is not None and not 0 <= place[0] < place[1]:
+                raise BadTask(f"span {self.name!r}: {list(place)} is no range: give [start, stop] with start < stop")
 
 
 @dataclass(frozen=True)
@@ -30,12 +62,14 @@ class PromptPair(Generic[Prompt, Answer]):
     clean: Prompt
     """The prompt."""
     corrupt: Prompt
-    """The counterfactual prompt, as many tokens long."""
+    """The counterfactual prompt, as a rule as many tokens long."""
     answers: tuple[Answer, ...]
     """Right continuations of `clean`: texts, or the token ids of each."""
     wrong_answers: tuple[Answer, ...]
     """Continuations that the metric counts against the model (what `corrupt` asks for, as a rule). May be empty for
     metrics that look at right answers only."""
+    spans: tuple[Span, ...] = ()
+    """Named parts that do not overlap, for graphs with spans."""
 
     def __post_init__(self) -> None:
         as_text = isinstance(self.clean, str)
@@ -55,6 +89,22 @@ class PromptPair(Generic[Prompt, Answer]):
         both = set(self.answers) & set(self.wrong_answers)
         if both:
             raise BadTask(f"{min(both)!r} is among both answers and wrong_answers: it can only be one of them")
+        self._check_spans()
+
+    def _check_spans(self) -> None:
+        names = [span.name for span in self.spans]
+        for name in names:
+            if names.count(name) > 1:
+                raise BadTask(f"two spans are called {name!r}: give each a name of its own")
+        for side, prompt in (("clean", self.clean), ("corrupt", self.corrupt)):
+            placed = [(span, place) for span in self.spans if (place := getattr(span, side)) is not None]
+            for span, place in placed:
+                if place[1] > len(prompt) and (span.unit == "characters") == isinstance(prompt, str):
+                    raise BadTask(f"span {span.name!r}: {list(place)} lies outside the {side} prompt")
+            ordered = sorted(placed, key=lambda one: one[1])
+            for (one, first), (other, second) in pairwise(ordered):
+                if one.unit == other.unit and second[0] < first[1]:
+                    raise BadTask(f"spans {one.name!r} and {other.name!r} overlap in the {side} prompt")
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from discovery.task import BadTask, PromptPair, Task
+from discovery.span_tokens import Names, Offsets, SpanMode, spans_of_pair, token_ranges
+from discovery.task import BadTask, PromptPair, Range, Task
 
 Bos = Literal["auto", "always", "never"]
 Ids = tuple[int, ...]
@@ -36,6 +37,10 @@ class TokenPair:
     """The different wrong answers."""
     apart: tuple[str, ...] = ()
     """Answers that would merge with the prompt's last tokens and were tokenised on their own (see `tokenise`)."""
+    spans: Names | None = None
+    """The span of each token of the prompt, where there are spans."""
+    corrupt_spans: Names | None = None
+    """The same for the counterfactual."""
 
     @property
     def aligned(self) -> bool:
@@ -59,6 +64,7 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase | None,
     bos: Bos = "auto",
     chat_template: bool = False,
+    spans: SpanMode = "none",
 ) -> tuple[TokenPair, ...]:
     """The pairs of a task as token ids.
 
@@ -68,9 +74,9 @@ def tokenise(
 
     An answer's tokens are those that prompt + answer has after the prompt's. Where the two merge (the prompt ends in a
     space or within a number: "... to the year 17" + "33"), the answer is tokenised as it would be after a line break,
-    and named in `apart`. Raises BadTask naming the row.
+    and named in `apart`. spans: what tokens are divided into. Raises BadTask naming the row.
     """
-    tokenised, failed = tokenise_rows(task, tokenizer, bos, chat_template)
+    tokenised, failed = tokenise_rows(task, tokenizer, bos, chat_template, spans)
     for row, problem in failed:
         raise BadTask(f"row {row}: {problem}")
     apart = [pair for pair in tokenised if pair.apart]
@@ -88,6 +94,7 @@ def tokenise_rows(
     tokenizer: PreTrainedTokenizerBase | None,
     bos: Bos = "auto",
     chat_template: bool = False,
+    spans: SpanMode = "none",
 ) -> tuple[tuple[TokenPair, ...], tuple[tuple[int, str], ...]]:
     """As `tokenise`, but rows that cannot be tokenised come back beside the pairs: (row, what is wrong with it)."""
     pairs = task.pairs if isinstance(task, Task) else tuple(task)
@@ -97,10 +104,43 @@ def tokenise_rows(
     failed: list[tuple[int, str]] = []
     for index, (row, pair) in enumerate(zip(rows, pairs)):
         try:
-            tokenised.append(texts.pair(index, row, pair))
+            tokenised.append(_SPANNED[spans](texts, pair, texts.pair(index, row, pair)))
         except BadTask as error:
             failed.append((row, str(error)))
     return tuple(tokenised), tuple(failed)
+
+
+def _without_spans(texts: _Texts, pair: PromptPair, tokens: TokenPair) -> TokenPair:
+    return tokens
+
+
+def _with_positions(texts: _Texts, pair: PromptPair, tokens: TokenPair) -> TokenPair:
+    return replace(tokens, spans=tuple(range(len(tokens.clean))), corrupt_spans=tuple(range(len(tokens.corrupt))))
+
+
+def _with_spans(texts: _Texts, pair: PromptPair, tokens: TokenPair) -> TokenPair:
+    """The pair with the spans of its row."""
+    counts = len(tokens.clean), len(tokens.corrupt)
+    clean, lead = _ranges(texts, pair, "clean", counts[0])
+    corrupt, corrupt_lead = _ranges(texts, pair, "corrupt", counts[1])
+    names = spans_of_pair(pair, clean, corrupt, counts, (lead, corrupt_lead))
+    return replace(tokens, spans=names[0], corrupt_spans=names[1])
+
+
+def _ranges(
+    texts: _Texts, pair: PromptPair, side: Literal["clean", "corrupt"], count: int
+) -> tuple[list[tuple[str, Range]], int]:
+    """Names with ranges of tokens in one prompt of `count` tokens, and how many tokens stand in front of its text."""
+    prompt = pair.clean if side == "clean" else pair.corrupt
+    offsets, shift = texts.offsets(prompt) if isinstance(prompt, str) else (None, 0)
+    lead = 0
+    if offsets is not None:
+        offsets = offsets[-count:]  # the template's BOS may have been taken off
+        lead = count - len(offsets)
+    return token_ranges(pair.spans, side, offsets, shift, lead, count), lead
+
+
+_SPANNED = {"none": _without_spans, "positions": _with_positions, "task": _with_spans}
 
 
 class _Texts:
@@ -158,6 +198,23 @@ class _Texts:
             chunk = new[start : start + _CHUNK]
             encoded: Any = self.tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)
             self.ids.update((text, tuple(ids)) for text, ids in zip(chunk, encoded["input_ids"]))
+
+    def offsets(self, prompt: str) -> tuple[Offsets | None, int]:
+        """The characters of every token of a prompt's text, and where in that text the prompt begins.
+
+        None for a tokenizer that does not tell.
+        """
+        text = self._prompt(prompt)
+        if not getattr(self.tokenizer, "is_fast", False):
+            return None, 0
+        assert self.tokenizer is not None
+        encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        shift = text.rfind(prompt)
+        if shift < 0:
+            raise BadTask(
+                "the chat template changes the prompt's text, so that its spans cannot be found: give no spans"
+            )
+        return [tuple(ends) for ends in encoded["offset_mapping"]], shift
 
     def _start(self, sample: str) -> Ids:
         """The ids that go in front of every text prompt."""

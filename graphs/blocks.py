@@ -88,6 +88,9 @@ class _Drawn:
     def __init__(self, circuit: Circuit, labels: Mapping[str, str]) -> None:
         self.topology = circuit.topology
         self.labels = {name: wrapped(label, _LABEL_LENGTH, _LABEL_LINES) for name, label in labels.items()}
+        for node in self.topology.sources:  # a node has its label at every span
+            if node.position is not None and str(node.at(None)) in self.labels:
+                self.labels.setdefault(str(node), self.labels[str(node.at(None))])
         self.slots = [self.topology.targets[column] for column in np.flatnonzero(circuit.kept.any(axis=0))]
         self.writers = {self.topology.sources[row] for row in np.flatnonzero(circuit.kept.any(axis=1))}
         self.incoming = dict(zip(self.topology.targets, circuit.kept.sum(axis=0).tolist()))

@@ -48,7 +48,9 @@ class TaskConfig:
     chat_template: bool = False
     """Wrap prompts in the tokenizer's chat template."""
     misaligned: Literal["error", "drop"] = "error"
-    """Pairs whose clean and corrupt prompts have different numbers of tokens: stop, or leave them out."""
+    """Pairs whose clean and corrupt prompts have different numbers of tokens, where that matters: stop, or leave them out."""
+    spans: Literal["none", "task", "positions"] = "none"
+    """Nodes at all positions together, at each span that the task names, or at each position (prompts of equal length)."""
 
 
 @dataclass(frozen=True)

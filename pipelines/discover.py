@@ -143,6 +143,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         del settings["transcoders"]
     if config.ablation not in ("noise", "optimal"):
         del settings["ablating"]
+    if config.task.spans == "none":
+        del settings["task"]["spans"]
     return settings
 
 
@@ -154,7 +156,7 @@ def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
 def _compute(config: RunConfig, inputs: Inputs, store: RunStore) -> None:
     """The steps that need the model; those that are finished are read back."""
     take_constants(store, inputs)
-    if config.transcoders.name is None:
+    if config.transcoders.name is None and config.task.spans == "none":
         check_graph(config, inputs)
         inputs.prepare()
     else:

@@ -55,11 +55,14 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_pairs(pairs: Iterable[Any]) -> str:
-    """SHA-256 of a task's pairs (dataclasses), whatever they were read from."""
+def hash_pairs(pairs: Iterable[Any], spans: bool = False) -> str:
+    """SHA-256 of a task's pairs (dataclasses), whatever they were read from. spans: whether their spans count."""
     digest = hashlib.sha256()
     for pair in pairs:
-        digest.update(json.dumps(dataclasses.asdict(pair), sort_keys=True, ensure_ascii=False).encode("utf-8"))
+        fields = dataclasses.asdict(pair)
+        if not spans:
+            fields.pop("spans", None)
+        digest.update(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode("utf-8"))
         digest.update(b"\n")
     return digest.hexdigest()
 

@@ -38,6 +38,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--bos", ("task", "bos"), "put the beginning-of-sequence token in front"),
     Flag("--chat-template", ("task", "chat_template"), "wrap prompts in the tokenizer's chat template"),
     Flag("--misaligned", ("task", "misaligned"), "pairs whose prompts differ in length: stop, or leave them out"),
+    Flag("--spans", ("task", "spans"), "nodes at each named part of the prompts, or at each position"),
     Flag("--transcoders", ("transcoders", "name"), "directory or hub name: their features as nodes, not MLPs", "DIR"),
     Flag("--features", ("transcoders", "features"), "features that become nodes (default: 64)", "N"),
     Flag("--heads", ("transcoders", "heads"), "attention heads as nodes beside features (default: yes)"),

@@ -15,6 +15,7 @@ from pipelines.transcoders import hash_transcoders, read_transcoders
 if TYPE_CHECKING:
     from discovery.ablation import Ablation
     from discovery.batch import Batch
+    from discovery.batches import Alignment
     from discovery.component_model import ComponentModel
     from discovery.feature_choice import FeatureChoice
     from discovery.metrics import Metric
@@ -104,7 +105,7 @@ class Inputs:
         truth = self.config.evaluation.ground_truth
         return {
             "model": model,
-            "task": hash_pairs((*self.task.pairs, *self.task.held_out)),
+            "task": hash_pairs((*self.task.pairs, *self.task.held_out), self.config.task.spans == "task"),
             "ground_truth": None if truth is None else hash_file(Path(truth)),
             **self._transcoder_hashes(),
             **self._scores_hash(),
@@ -130,8 +131,10 @@ class Inputs:
         holdout = self.config.evaluation.holdout
         with self.clock.time("batches"):
             train, held_out = split(self.task, holdout, self.config.seed)
-            train_batches = self._batches(train)
-            held_out_batches = train_batches if held_out is train else self._batches(held_out)
+            train_batches, held_out_batches = self._both(train, held_out)
+            if self.config.task.spans != "none":
+                self._take_spans((*train_batches, *held_out_batches))
+                train_batches, held_out_batches = self._both(train, held_out)  # a larger graph may need smaller batches
         if self.config.transcoders.name is not None:
             self._take_features(train_batches)
         with self.clock.time("check"):
@@ -223,11 +226,40 @@ class Inputs:
             raise ConfigError(f"there is no metric {name!r} (metrics: {', '.join(METRICS)})")
         return METRICS[name]
 
+    def _both(self, train: Task, held_out: Task) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+        """Batches of both splits, which may be the same."""
+        batches = self._batches(train)
+        return batches, batches if held_out is train else self._batches(held_out)
+
+    def _take_spans(self, batches: tuple[Batch, ...]) -> None:
+        """Gives the model's nodes the positions that the prompts' spans are."""
+        from discovery.span_model import SpanModel
+        from discovery.span_places import spans_of
+
+        if self.config.transcoders.name is not None:
+            raise ConfigError("spans do not go together with features as nodes: leave out --spans or --transcoders")
+        self._model = SpanModel(self.model, spans_of(batches))
+
     def _batches(self, task: Task) -> tuple[Batch, ...]:
         from discovery.batches import make_batches
 
-        misaligned = self.config.task.misaligned
-        return make_batches(task, self.model.tokenizer, misaligned=misaligned, **self.tokenisation())
+        wanted = self.config.task
+        return make_batches(
+            task,
+            self.model.tokenizer,
+            misaligned=wanted.misaligned,
+            spans=wanted.spans,
+            alignment=self._alignment(),
+            **self.tokenisation(),
+        )
+
+    def _alignment(self) -> Alignment:
+        """How corrupt prompts are laid beside clean ones, which only some ablations need."""
+        from discovery.ablation import needs_alignment
+
+        if not needs_alignment(self.config.ablation, bool(self.config.ablating.noise_tokens)):
+            return "none"
+        return "spans" if self.config.task.spans == "task" else "tokens"
 
     def tokenisation(self) -> dict[str, Any]:
         """How pairs become batches for this model: what `make_batches` and `validate` are told alike."""

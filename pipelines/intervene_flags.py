@@ -67,7 +67,7 @@ def add_intervene_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(
         parser,
         ("model", "task", "batch_size", "seed", "out"),
-        leave_out=("--kv-heads", "--transcoders"),
+        leave_out=("--kv-heads", "--transcoders", "--spans"),
         other="--setting",
     )
     group = parser.add_argument_group("interventions")

@@ -61,7 +61,8 @@ class _OnTask:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        plain = dataclasses.replace(config, transcoders=TranscodersConfig())
+        task = dataclasses.replace(config.task, spans="none")
+        plain = dataclasses.replace(config, transcoders=TranscodersConfig(), task=task)
         self._inputs = Inputs(plain, read_task(plain), Clock())
 
     @property

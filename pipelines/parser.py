@@ -132,6 +132,7 @@ _FIXED_BY_THE_RUN = (
     "--bos",
     "--chat-template",
     "--misaligned",
+    "--spans",
     "--holdout",
 )
 
@@ -159,7 +160,7 @@ def _add_mib(commands: argparse._SubParsersAction, name: str) -> None:
 def _add_validate(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "say which prompts do not fit, and how well the model does the task")
     parser.add_argument("task", metavar="TASK", help="built-in task, file or dataset name")
-    add_flags(parser, ("model", "task", "batch_size", "seed"), leave_out=("--task",))
+    add_flags(parser, ("model", "task", "batch_size", "seed"), leave_out=("--task", "--spans"))
     parser.add_argument(
         "--rows", type=int, default=20, metavar="N", help="name at most N rows of each kind (default: 20)"
     )
@@ -167,7 +168,7 @@ def _add_validate(commands: argparse._SubParsersAction, name: str) -> None:
 
 def _add_patch(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "patch nodes instead of edges, and draw heat maps")
-    add_flags(parser, ("model", "task", "batch_size", "seed", "out"))
+    add_flags(parser, ("model", "task", "batch_size", "seed", "out"), leave_out=("--spans",))
     parser.add_argument(
         "--what", default=",".join(MAPS), metavar="W,...", help=f"which maps (default: {','.join(MAPS)})"
     )

@@ -37,6 +37,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "bos": ("task", "bos"),
     "chat_template": ("task", "chat_template"),
     "misaligned": ("task", "misaligned"),
+    "spans": ("task", "spans"),
     "features": ("transcoders", "features"),
     "heads": ("transcoders", "heads"),
     "feature_steps": ("transcoders", "steps"),

@@ -19,7 +19,7 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="a text, or a JSON file of token ids; none: the task"
     )
-    unused = ("--kv-heads", "--metric", "--misaligned", "--features", "--heads")
+    unused = ("--kv-heads", "--metric", "--misaligned", "--spans", "--features", "--heads")
     unused += ("--feature-steps", "--recheck", "--recheck-tolerance")
     add_flags(parser, ("model", "transcoders", "task", "seed", "out"), leave_out=unused)
     group = parser.add_argument_group("graph")

@@ -48,8 +48,11 @@ def _imports_of_the_table(table: str) -> Callable[[], Iterable[str]]:
 # folder of instances -> (modules that its table names, files there that are no instances)
 FOLDERS: dict[str, tuple[Callable[[], Iterable[str]], set[str]]] = {
     "discovery/methods": (_methods, set()),
-    "discovery/tasks": (_imports_of_the_table("discovery/tasks/table.py"), {"generator", "people", "places", "table"}),
-    "discovery/task_formats": (_imports_of_the_table("discovery/task_formats/table.py"), {"row", "table"}),
+    "discovery/tasks": (
+        _imports_of_the_table("discovery/tasks/table.py"),
+        {"generator", "people", "places", "slots", "table"},
+    ),
+    "discovery/task_formats": (_imports_of_the_table("discovery/task_formats/table.py"), {"row", "spans", "table"}),
     "discovery/transcoder_formats": (
         _imports_of_the_table("discovery/transcoder_formats/table.py"),
         {"format", "hooks", "hub", "table", "weights", "writing"},

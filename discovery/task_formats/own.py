@@ -1,4 +1,4 @@
-"""Our own rows: clean, corrupt, answers, wrong_answers; and any file whose columns are mapped to these."""
+"""Our own rows: clean, corrupt, answers, wrong_answers, spans; and any file whose columns are mapped to these."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 from discovery.task import PromptPair
 from discovery.task_formats.row import Row, TaskFormat
+from discovery.task_formats.spans import read_spans
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "clean": ("clean", "clean_prefix"),
     "corrupt": ("corrupt", "corrupted", "patch_prefix"),
     "answers": ("answers", "answer", "clean_answer"),
     "wrong_answers": ("wrong_answers", "wrong_answer", "patch_answer"),
+    "spans": ("spans",),
 }
 """Our fields, and the columns that may hold them, the first one found counts."""
 
@@ -32,11 +34,14 @@ def read_fields(row: Row, columns: Mapping[str, str]) -> PromptPair:
     as_ids = not isinstance(clean, str)
     wrong = place("wrong_answers")
     has_wrong = "wrong_answers" in columns or wrong in row.values
+    spans = place("spans")
+    has_spans = "spans" in columns or row.values.get(spans) not in (None, "", {})
     return PromptPair(
         clean,
         corrupt,
         row.answers(place("answers"), as_ids),
         row.answers(wrong, as_ids) if has_wrong else (),
+        read_spans(row, spans, clean, corrupt) if has_spans else (),
     )
 
 
@@ -46,7 +51,7 @@ def read(row: Row, options: Mapping[str, Any]) -> PromptPair:
 
 
 OWN = TaskFormat(
-    description="edgewise: clean, corrupt (or corrupted), answers (or answer), wrong_answers (or wrong_answer)",
+    description="edgewise: clean, corrupt (or corrupted), answers (or answer), wrong_answers (or wrong_answer), spans",
     columns=(("clean",), ("corrupt", "corrupted"), ("answers", "answer")),
     read=read,
 )

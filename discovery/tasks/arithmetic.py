@@ -6,6 +6,7 @@ import random
 
 from discovery.task import PromptPair
 from discovery.tasks.generator import BadTaskOption, Split, TaskGenerator, distinct_pairs, in_split
+from discovery.tasks.slots import fill, spanned_pair
 
 LARGEST = 49
 """Largest operand."""
@@ -40,8 +41,8 @@ def draw(rng: random.Random, split: Split, operator: str = "addition") -> Prompt
     right, wrong = _result(x, y, operator), _result(other_x, other_y, operator)
     if right == wrong:
         return draw(rng, split, operator)
-    clean, corrupt = template.format(x=x, y=y), template.format(x=other_x, y=other_y)
-    return PromptPair(clean, corrupt, (f" {right}",), (f" {wrong}",))
+    clean, corrupt = fill(template, x=x, y=y), fill(template, x=other_x, y=other_y)
+    return spanned_pair(clean, corrupt, (f" {right}",), (f" {wrong}",))
 
 
 def generate(count: int, seed: int, split: Split, operator: str = "addition") -> list[PromptPair]:

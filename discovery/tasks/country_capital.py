@@ -7,6 +7,7 @@ import random
 from discovery.task import PromptPair
 from discovery.tasks.generator import Split, TaskGenerator, distinct_pairs, in_split
 from discovery.tasks.places import COUNTRIES
+from discovery.tasks.slots import fill, spanned_pair
 
 TEMPLATES: tuple[str, ...] = (
     "The capital of {country} is",
@@ -28,12 +29,8 @@ def draw(rng: random.Random, split: Split) -> PromptPair:
         if len(allowed) > 1:
             break
     country, other = rng.sample(allowed, 2)
-    return PromptPair(
-        template.format(country=country.name),
-        template.format(country=other.name),
-        (f" {country.capital}",),
-        (f" {other.capital}",),
-    )
+    clean, corrupt = (fill(template, country=c.name) for c in (country, other))
+    return spanned_pair(clean, corrupt, (f" {country.capital}",), (f" {other.capital}",))
 
 
 def generate(count: int, seed: int, split: Split) -> list[PromptPair]:

@@ -6,6 +6,7 @@ import random
 
 from discovery.task import PromptPair
 from discovery.tasks.generator import BadTaskOption, Split, TaskGenerator, distinct_pairs, in_split, words
+from discovery.tasks.slots import fill, spanned_pair
 
 WORDS: tuple[str, ...] = words(
     "load size files project first last image shape model input output state action result source target index value "
@@ -13,12 +14,13 @@ WORDS: tuple[str, ...] = words(
 )
 NAMES: tuple[str, ...] = words("run old new port load send build parse check write")
 COUNTERFACTUALS: tuple[str, ...] = ("random_definition", "random_answer")
-TEMPLATE = '''def {name}(self, {parameters}):
+TEMPLATE = '''def {name}(self, {p0}, {p1}, {p2}, {p3}, {p4}, {p5}):
     """{title}
 
     :param {first}: {first_text}
     :param {second}: {second_text}
     :param'''
+SPANS = {"p2": "first_defined", "p3": "second_defined", "p4": "next_defined", "first": "first", "second": "second"}
 
 
 def _next_allowed(word: str, following: str, split: Split) -> bool:
@@ -40,7 +42,7 @@ def draw(rng: random.Random, split: Split, counterfactual: str = "random_definit
             break
     parameters, others = words[:6], words[6:12]
     other_parameters = others if counterfactual == "random_definition" else [*parameters[:4], others[4], parameters[5]]
-    fill = {
+    rest = {
         "name": rng.choice(NAMES),
         "title": " ".join(words[12:15]),
         "first": parameters[2],
@@ -48,8 +50,11 @@ def draw(rng: random.Random, split: Split, counterfactual: str = "random_definit
         "second": parameters[3],
         "second_text": " ".join([words[17], words[12]]),
     }
-    clean, corrupt = (TEMPLATE.format(parameters=", ".join(p), **fill) for p in (parameters, other_parameters))
-    return PromptPair(clean, corrupt, (f" {parameters[4]}",), (f" {other_parameters[4]}",))
+    clean, corrupt = (
+        fill(TEMPLATE, **rest, **{f"p{i}": word for i, word in enumerate(defined)})
+        for defined in (parameters, other_parameters)
+    )
+    return spanned_pair(clean, corrupt, (f" {parameters[4]}",), (f" {other_parameters[4]}",), SPANS)
 
 
 def generate(count: int, seed: int, split: Split, counterfactual: str = "random_definition") -> list[PromptPair]:

@@ -7,6 +7,7 @@ import random
 from discovery.task import PromptPair
 from discovery.tasks.generator import Split, TaskGenerator, distinct_pairs, in_split, words
 from discovery.tasks.people import MEN, PRONOUN, WOMEN
+from discovery.tasks.slots import fill, spanned_pair
 
 TEMPLATES: tuple[str, ...] = (
     "So {name} is such a {quality} {role}, isn't",
@@ -29,8 +30,9 @@ def draw(rng: random.Random, split: Split) -> PromptPair:
 
     names = [one_of(WOMEN), one_of(MEN)]
     rng.shuffle(names)
-    clean, corrupt = (template.format(name=name, quality=quality, role=role) for name in names)
-    return PromptPair(clean, corrupt, (f" {PRONOUN[names[0]]}",), (f" {PRONOUN[names[1]]}",))
+    clean, corrupt = (fill(template, name=name, quality=quality, role=role) for name in names)
+    answer, wrong = (f" {PRONOUN[name]}" for name in names)
+    return spanned_pair(clean, corrupt, (answer,), (wrong,), {"name": "name", "role": "role"})
 
 
 def generate(count: int, seed: int, split: Split) -> list[PromptPair]:

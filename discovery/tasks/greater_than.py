@@ -6,6 +6,7 @@ import random
 
 from discovery.task import PromptPair
 from discovery.tasks.generator import Split, TaskGenerator, distinct_pairs, in_split, words
+from discovery.tasks.slots import Filled, fill, spanned_pair
 
 NOUNS: tuple[str, ...] = words(
     "war contract plan project journey siege conflict campaign expedition strike trial treaty alliance deal program "
@@ -22,6 +23,13 @@ def years(low: int, high: int) -> tuple[str, ...]:
     return tuple(f"{year:02d}" for year in range(low, high + 1))
 
 
+def _sentence(noun: str, century: str, year: int) -> Filled:
+    """The prompt; the whole year is one span, since tokenizers divide it as they like."""
+    filled = fill(TEMPLATE, noun=noun, century=century, year=year)
+    whole = (filled.slots["century"][0], filled.slots["year"][1])
+    return Filled(filled.text, {"noun": filled.slots["noun"], "year": whole})
+
+
 def draw(rng: random.Random, split: Split) -> PromptPair:
     """One pair; the corrupt prompt begins in year 01 of the same century, as in the paper."""
     while True:
@@ -29,9 +37,8 @@ def draw(rng: random.Random, split: Split) -> PromptPair:
         if in_split(split, "greater-than", f"{century}{year}"):
             break
     noun = rng.choice(NOUNS)
-    clean = TEMPLATE.format(noun=noun, century=century, year=year)
-    corrupt = TEMPLATE.format(noun=noun, century=century, year=1)
-    return PromptPair(clean, corrupt, years(year + 1, 99), years(0, year))
+    clean, corrupt = (_sentence(noun, century, y) for y in (year, 1))
+    return spanned_pair(clean, corrupt, years(year + 1, 99), years(0, year))
 
 
 def corrupt_answers(pair: PromptPair) -> tuple[str, ...]:

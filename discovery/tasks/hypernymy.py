@@ -6,6 +6,7 @@ import random
 
 from discovery.task import PromptPair
 from discovery.tasks.generator import Split, TaskGenerator, distinct_pairs, in_split, words
+from discovery.tasks.slots import fill, spanned_pair
 
 KINDS: dict[str, tuple[str, ...]] = {
     "bird": words("robin sparrow crow pigeon swan hawk falcon penguin duck parrot"),
@@ -39,8 +40,8 @@ def draw(rng: random.Random, split: Split) -> PromptPair:
 
     kinds = [k for k, words in KINDS.items() if any(in_split(split, "hypernymy", template, word) for word in words)]
     kind, other = rng.sample(kinds, 2)
-    clean, corrupt = template.format(word=word_of(kind)), template.format(word=word_of(other))
-    return PromptPair(clean, corrupt, (f" {kind}",), (f" {other}",))
+    clean, corrupt = fill(template, word=word_of(kind)), fill(template, word=word_of(other))
+    return spanned_pair(clean, corrupt, (f" {kind}",), (f" {other}",))
 
 
 def generate(count: int, seed: int, split: Split) -> list[PromptPair]:

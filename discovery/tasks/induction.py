@@ -6,6 +6,7 @@ import random
 
 from discovery.task import PromptPair
 from discovery.tasks.generator import BadTaskOption, Split, TaskGenerator, distinct_pairs, in_split, words
+from discovery.tasks.slots import Filled, fill, spanned_pair
 
 WORDS: tuple[str, ...] = words(
     "apple river stone lamp bread cloud paper glass wood gold iron sand snow rain wind fire leaf flower grass root "
@@ -57,8 +58,12 @@ def draw(rng: random.Random, split: Split, counterfactual: str = "swap_anteceden
             continue
         break
 
-    def prompt(places: dict[str, str], query: str) -> str:
-        return " ".join([OPENING, *(places.get(word, word) for word in layout), query])
+    slots = {a: "first", b: "target", c: "other", d: "foil"}
+    listed = (f"{{{slots[word]}}}" if word in slots else word for word in layout)
+    template = " ".join([OPENING, *listed, "{query}"])
+
+    def prompt(places: dict[str, str], query: str) -> Filled:
+        return fill(template, query=query, **{slot: places.get(word, word) for word, slot in slots.items()})
 
     clean = prompt({}, a)
     if counterfactual == "swap_antecedents":
@@ -71,7 +76,7 @@ def draw(rng: random.Random, split: Split, counterfactual: str = "swap_anteceden
         raise BadTaskOption(
             f"induction has no counterfactual {counterfactual!r}: use one of {', '.join(COUNTERFACTUALS)}"
         )
-    return PromptPair(clean, corrupt, (f" {b}",), (f" {d}",))
+    return spanned_pair(clean, corrupt, (f" {b}",), (f" {d}",), {slot: slot for slot in slots.values()})
 
 
 def _layout(rng: random.Random, a: str, b: str, c: str, d: str) -> list[str]:

@@ -7,6 +7,7 @@ import random
 from discovery.task import PromptPair
 from discovery.tasks.generator import BadTaskOption, Split, TaskGenerator, distinct_pairs, in_split, words
 from discovery.tasks.people import NAMES
+from discovery.tasks.slots import Filled, fill, spanned_pair
 
 TEMPLATES: tuple[str, ...] = (
     "When {A} and {B} went to the {place}, {S} gave a {thing} to",
@@ -53,13 +54,13 @@ def draw(rng: random.Random, split: Split, order: str = "mixed", counterfactual:
     the same sentence about two other people (`random_names`), or a third person acting (`abc`: both first names are as
     good).
     """
-    template, fill = rng.choice(TEMPLATES), {"place": rng.choice(PLACES), "thing": rng.choice(THINGS)}
+    template, place, thing = rng.choice(TEMPLATES), rng.choice(PLACES), rng.choice(THINGS)
     giver, receiver = two_people(rng, split)
     abba = rng.random() < 0.5 if order == "mixed" else order == "ABBA"
 
-    def sentence(subject: str, other: str, actor: str) -> str:
+    def sentence(subject: str, other: str, actor: str) -> Filled:
         first, second = (other, subject) if abba else (subject, other)
-        return template.format(A=first, B=second, S=actor, **fill)
+        return fill(template, A=first, B=second, S=actor, place=place, thing=thing)
 
     clean, wrong = sentence(giver, receiver, giver), giver
     if counterfactual == "s2_io_flip":
@@ -71,7 +72,8 @@ def draw(rng: random.Random, split: Split, order: str = "mixed", counterfactual:
         corrupt = sentence(giver, receiver, stranger(rng, (giver, receiver), split))
     else:
         raise BadTaskOption(f"ioi has no counterfactual {counterfactual!r}: use one of {', '.join(COUNTERFACTUALS)}")
-    return PromptPair(clean, corrupt, (f" {receiver}",), (f" {wrong}",))
+    spans = {"A": "io" if abba else "s1", "B": "s1" if abba else "io", "S": "s2"}
+    return spanned_pair(clean, corrupt, (f" {receiver}",), (f" {wrong}",), spans)
 
 
 def corrupt_answers(pair: PromptPair) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import random
 
 from discovery.task import PromptPair
 from discovery.tasks.generator import BadTaskOption, Split, TaskGenerator, distinct_pairs, in_split, words
+from discovery.tasks.slots import Filled, fill, spanned_pair
 
 COLORS: tuple[str, ...] = words("red blue green yellow black white brown gray pink orange purple")
 THINGS: tuple[str, ...] = words(
@@ -16,10 +17,20 @@ OTHER_SYMBOLS = "EFGHIJKLMNOPQRSTUVWXYZ"
 COUNTERFACTUALS: tuple[str, ...] = ("position", "symbols")
 
 
-def _prompt(thing: str, color: str, symbols: str, choices: list[str]) -> str:
-    lines = [f"Question: A {thing} is {color}. What color is a {thing}?"]
-    lines += [f"{symbol}. {choice}" for symbol, choice in zip(symbols, choices, strict=True)]
-    return "\n".join([*lines, "Answer:"])
+TEMPLATE = """Question: A {thing} is {color}. What color is a {thing}?
+{letter1}. {choice1}
+{letter2}. {choice2}
+{letter3}. {choice3}
+{letter4}. {choice4}
+Answer:"""
+SPANS = {slot: slot for slot in ("color", *(f"{part}{n}" for n in range(1, 5) for part in ("letter", "choice")))}
+
+
+def _prompt(thing: str, color: str, symbols: str, choices: list[str]) -> Filled:
+    letters = {f"letter{n}": symbol for n, symbol in enumerate(symbols, 1)}
+    return fill(
+        TEMPLATE, thing=thing, color=color, **letters, **{f"choice{n}": text for n, text in enumerate(choices, 1)}
+    )
 
 
 def draw(rng: random.Random, split: Split, counterfactual: str = "position") -> PromptPair:
@@ -44,7 +55,7 @@ def draw(rng: random.Random, split: Split, counterfactual: str = "position") -> 
         raise BadTaskOption(
             f"multiple-choice has no counterfactual {counterfactual!r}: use one of {', '.join(COUNTERFACTUALS)}"
         )
-    return PromptPair(clean, corrupt, (f" {SYMBOLS[right]}",), (f" {wrong}",))
+    return spanned_pair(clean, corrupt, (f" {SYMBOLS[right]}",), (f" {wrong}",), SPANS)
 
 
 def generate(count: int, seed: int, split: Split, counterfactual: str = "position") -> list[PromptPair]:

@@ -6,6 +6,7 @@ import random
 
 from discovery.task import PromptPair
 from discovery.tasks.generator import BadTaskOption, Split, TaskGenerator, distinct_pairs, in_split, words
+from discovery.tasks.slots import fill, spanned_pair
 
 SUBJECTS: tuple[tuple[str, str], ...] = tuple(
     (noun, noun + "s")
@@ -29,6 +30,7 @@ OPENINGS: tuple[str, ...] = (
     "Everyone can see that the",
 )
 STRUCTURES: tuple[str, ...] = ("nounpp", "simple", "within_rc")
+SPANS = {"subject": "subject", "other": "attractor"}
 VERBS: tuple[str, str] = (" is", " are")
 
 
@@ -45,17 +47,19 @@ def draw(rng: random.Random, split: Split, structure: str = "nounpp") -> PromptP
     relation = rng.choice(RELATIONS)
     number, other = rng.randrange(2), rng.choice(attractor)
     if structure == "nounpp":
-        template = f"{opening} {{}} {relation} the {other}"
+        template = "{opening} {subject} {relation} the {other}"
     elif structure == "within_rc":
-        template = f"{opening} {other} that the {{}}"
+        template = "{opening} {other} that the {subject}"
     elif structure == "simple":
-        template = f"{opening} {{}}"
+        template = "{opening} {subject}"
     else:
         raise BadTaskOption(
             f"subject-verb-agreement has no structure {structure!r}: use one of {', '.join(STRUCTURES)}"
         )
-    clean, corrupt = template.format(subject[number]), template.format(subject[1 - number])
-    return PromptPair(clean, corrupt, (VERBS[number],), (VERBS[1 - number],))
+    rest = {"opening": opening, "relation": relation, "other": other}
+    clean, corrupt = (fill(template, subject=subject[n], **rest) for n in (number, 1 - number))
+    spans = {slot: name for slot, name in SPANS.items() if slot in clean.slots}
+    return spanned_pair(clean, corrupt, (VERBS[number],), (VERBS[1 - number],), spans)
 
 
 def generate(count: int, seed: int, split: Split, structure: str = "nounpp") -> list[PromptPair]:

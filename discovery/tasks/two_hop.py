@@ -7,6 +7,7 @@ import random
 from discovery.task import PromptPair
 from discovery.tasks.generator import BadTaskOption, Split, TaskGenerator, distinct_pairs, in_split
 from discovery.tasks.places import CITIES, COUNTRY_OF, Country
+from discovery.tasks.slots import fill, spanned_pair
 
 RELATIONS: tuple[str, ...] = ("capital", "language", "currency", "continent")
 RELATION_LAST: tuple[str, ...] = (
@@ -53,8 +54,8 @@ def draw(rng: random.Random, split: Split, order: str = "mixed", relation: str =
         right, wrong = (fact(COUNTRY_OF[c], relation) for c in (city, other))
         if right != wrong and all(in_split(split, "two-hop", relation, c) for c in (city, other)):
             break
-    clean, corrupt = (template.format(city=c, relation=relation) for c in (city, other))
-    return PromptPair(clean, corrupt, (f" {right}",), (f" {wrong}",))
+    clean, corrupt = (fill(template, city=c, relation=relation) for c in (city, other))
+    return spanned_pair(clean, corrupt, (f" {right}",), (f" {wrong}",))
 
 
 def generate(count: int, seed: int, split: Split, order: str = "mixed", relation: str = "capital") -> list[PromptPair]:
