@@ -165,7 +165,7 @@ def read_labels(store: RunStore) -> tuple[dict[NodeId, Label], dict[str, Any]]:
     """The labels of a run and what its file says besides; nothing where there are none."""
     from graphs.evidence_json import labels_from_json
 
-    if not store.finished("labels"):
+    if not store.finished("labels") or not store.path(LABELS).exists():
         return {}, {}
     found = labels_from_json(store.path(LABELS).read_bytes(), str(store.path(LABELS)))
     return found.labels, found.facts

@@ -152,3 +152,24 @@ def test_the_interval_is_the_bootstraps() -> None:
         assert score.value == pytest.approx(0.8)
         assert score.low == pytest.approx(low, abs=0.051) and score.high == pytest.approx(high, abs=0.051)
     assert score_labels(LABELS, EVIDENCE, Wrong()) == score_labels(LABELS, EVIDENCE, Wrong())
+
+
+def test_labels_at_random_get_chance_and_most_intervals_hold_it() -> None:
+    labels, evidence = {}, {}
+    for number in range(40):
+        rng, node = random.Random(number), NodeId("feature", 1, number)
+        contexts = []
+        for place in range(40):
+            tokens = tuple(f" w{rng.randrange(30)}" for _ in range(12))
+            fires = tuple(float(at == place % 12) if place % 2 else 0.0 for at in range(12))
+            contexts.append(Context(f"c{place}", KINDS[1 - place % 2], "score", place, 0, tokens, fires))
+        words = ", ".join(f'" w{word}"' for word in rng.sample(range(30), 2))
+        labels[node] = Label(node, "words", "detects", "rules", rule=f"token:[{words}]")
+        evidence[node] = Evidence(node, "m", tuple(contexts))
+    for test, chance in (("detection", 0.5), ("fuzzing", 0.5), ("intruder", 0.2)):
+        settings = ScoreSettings(tests=(test,), resamples=300)  # type: ignore[arg-type]
+        scores = [label.scores[test] for label in score_labels(labels, evidence, RuleJudge(), settings).values()]
+        assert np.mean([score.value for score in scores]) == pytest.approx(chance, abs=0.04)
+        assert np.mean([score.baseline for score in scores]) == pytest.approx(chance, abs=0.04)
+        held = [score.low - 1e-9 <= chance <= score.high + 1e-9 for score in scores]  # type: ignore[operator]
+        assert np.mean(held) >= 0.75 and min(score.low for score in scores) < chance  # type: ignore[type-var,operator]

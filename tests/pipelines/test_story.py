@@ -47,6 +47,13 @@ def test_groups_are_proposed_kept_and_drawn(traced: Path, capsys: pytest.Capture
     (traced / "groups.json").write_text(json.dumps(by_hand))
     assert main(["story", str(traced)]) == 0
     assert [group.label for group in exported(traced)] == ["<b>mine</b>"]
+    text = traced / "text.jsonl"
+    text.write_text(
+        "".join(json.dumps({"tokens": [3 + (7 * i + j * j) % 38 for j in range(15)]}) + "\n" for i in range(24))
+    )
+    assert main(["label", str(traced), "--corpus", str(text)]) == 0
+    assert [group.label for group in exported(traced)] == ["<b>mine</b>"]  # names change, a hand's groups do not
+    (traced / "labels.json").unlink()
     assert main(["story", str(traced), "--regroup", "--threshold", "0.2"]) == 0
     assert exported(traced) == groups
 
