@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from discovery.feature_model import FeatureModel
 from discovery.methods.exact import edge_effects
 from discovery.patched_metric import auto_masks_per_run, full_metric, patched_metric
+from discovery.scoring import OnBatch
 from discovery.workload import Workload
 from graphs.node import Kind
 from graphs.scores import EdgeScores
@@ -73,13 +74,15 @@ def recheck(
     scores: EdgeScores,
     tolerance: float = 0.5,
     kinds: Sequence[Kind] = ("feature", "error"),
+    on_batch: OnBatch | None = None,
 ) -> tuple[EdgeScores, GateReport]:
     """Scores from gradients, with the edges of misjudged nodes scored anew by exact patching.
 
     Each node is ablated once for all its readers and once for all that it reads, in real runs; a side whose effect
     differs from the sum of its edges' scores in sign, or by more than `tolerance` of the larger of the two, is flagged.
     Sides whose effects are under 2 % of the largest are left alone. Without heads in the graph only what nodes read is
-    looked at: the effect of a node's value also flows through attention, where no edge holds its score.
+    looked at: the effect of a node's value also flows through attention, where no edge holds its score. on_batch: given
+    the pairs' own exact scores, where any edge is scored anew.
     """
     sides = [side for side in _sides(model, kinds) if model.heads or side[1] == "in"]
     gradient = np.array([float(scores.values[edges].sum(dtype=np.float64)) for _, _, edges in sides])
@@ -94,7 +97,7 @@ def recheck(
         if flag:
             wanted |= edges
     report = GateReport(tuple(checks), tolerance, int(wanted.sum()))
-    return (_rescore(model, workload, scores, wanted) if wanted.any() else scores), report
+    return (_rescore(model, workload, scores, wanted, on_batch) if wanted.any() else scores), report
 
 
 def _sides(model: FeatureModel, kinds: Sequence[Kind]) -> list[tuple[str, Side, Bool[np.ndarray, "src dst"]]]:
@@ -133,9 +136,13 @@ def _ablated(
 
 
 def _rescore(
-    model: FeatureModel, workload: Workload, scores: EdgeScores, wanted: Bool[np.ndarray, "src dst"]
+    model: FeatureModel,
+    workload: Workload,
+    scores: EdgeScores,
+    wanted: Bool[np.ndarray, "src dst"],
+    on_batch: OnBatch | None,
 ) -> EdgeScores:
-    exact = edge_effects(model, workload, wanted)
+    exact = edge_effects(model, workload, wanted, on_batch=on_batch)
     stderr = scores.stderr
     if stderr is not None and exact.stderr is not None:
         stderr = np.where(wanted, exact.stderr, stderr)

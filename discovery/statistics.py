@@ -1,18 +1,12 @@
-"""How sure a number is: bootstrap intervals, stability of selected edges; and areas under curves. Needs no torch."""
+"""How sure a number is: bootstrap intervals, agreement; and areas under curves. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float, Int
-
-from graphs.circuit import Circuit
-from graphs.compare import jaccard
-from graphs.scores import EdgeScores
-from graphs.topology import Topology
 
 
 def resample_counts(items: int, resamples: int, seed: int) -> Int[np.ndarray, "resample item"]:
@@ -75,45 +69,6 @@ def area(values: Sequence[float], sizes: Sequence[float], log: bool = False) -> 
     y = np.asarray(values, dtype=np.float64)
     x = np.log10(x) if log else x
     return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum())
-
-
-@dataclass(frozen=True)
-class Stability:
-    """How much the selected edges agree between bootstrap resamples of the examples."""
-
-    mean: float
-    """Mean Jaccard overlap of all pairs of resamples; 1 = always the same edges."""
-    low: float
-    """2.5th percentile over pairs of resamples."""
-    high: float
-    """97.5th percentile."""
-    resamples: int
-    """Number of resamples."""
-
-
-def bootstrap_jaccard(
-    pair_scores: Float[np.ndarray, "pair src dst"],
-    topology: Topology,
-    select: Callable[[EdgeScores], Circuit],
-    resamples: int = 20,
-    seed: int = 0,
-) -> Stability:
-    """Draws the examples anew, selects edges from each draw's mean scores, and compares the selections with each other.
-
-    pair_scores: each pair's own scores (a method's `on_batch` gives them). select: for instance the top n edges.
-    Raises ValueError for fewer than two resamples or no pairs.
-    """
-    if resamples < 2 or not len(pair_scores):
-        raise ValueError("the overlap of resamples needs at least one prompt pair and two resamples")
-    flat = pair_scores.reshape(len(pair_scores), -1)
-    circuits = []
-    for counts in resample_counts(len(flat), resamples, seed):
-        mean = (counts @ flat / len(flat)).reshape(topology.possible.shape)
-        table = np.where(topology.possible, mean, np.nan).astype(np.float32)
-        circuits.append(select(EdgeScores(topology, table, "resample")))
-    overlaps = [jaccard(one, other) for one, other in combinations(circuits, 2)]
-    low, high = np.percentile(overlaps, [2.5, 97.5])
-    return Stability(float(np.mean(overlaps)), float(low), float(high), resamples)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from graphs.node import EdgeId
 from graphs.scores import EdgeScores
@@ -23,6 +23,8 @@ class Circuit:
     """True for the circuit's edges; never True where no edge is possible."""
     scores: EdgeScores | None = None
     """Scores of all edges, where the circuit was chosen by scores."""
+    stability: Float[np.ndarray, "src dst"] | None = None
+    """How often each edge is selected when the pairs are drawn anew (or the seed is): a share, NaN where not known."""
 
     def __post_init__(self) -> None:
         if self.kept.shape != self.topology.possible.shape or (self.kept & ~self.topology.possible).any():

@@ -75,9 +75,12 @@ def spearman(first: EdgeScores, second: EdgeScores) -> float:
 
 
 def same_circuit(first: Circuit, second: Circuit) -> bool:
-    """Whether two circuits have the same graph, the same edges and equal scores (and standard errors) on these
+    """Whether two circuits have the same graph, the same edges and equal scores, standard errors and stability on these
     edges."""
     if not first.topology.same_as(second.topology) or not np.array_equal(first.kept, second.kept):
+        return False
+    sure = [np.nan if each.stability is None else each.stability[first.kept] for each in (first, second)]
+    if not np.array_equal(*np.broadcast_arrays(*sure), equal_nan=True):
         return False
     a, b = first.scores, second.scores
     if a is None or b is None:

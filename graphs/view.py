@@ -33,8 +33,8 @@ class CircuitView:
     labels: Mapping[str, str] = field(default_factory=dict)
     """Short text by node name, shown in the node's box."""
     evaluation: Mapping[str, float | int | None] = field(default_factory=dict)
-    """Numbers of the evaluation: `faithfulness` with `low` and `high`, `completeness`, `cmd`, `cpr`; others are kept
-    in files."""
+    """Numbers of the evaluation: `faithfulness` with `low` and `high`, `completeness`, `stability`, `cmd`, `cpr`;
+    others are kept in files."""
     metric: str = ""
     """The metric's name: the unit of the scores."""
     d_model: int | None = None
@@ -42,6 +42,8 @@ class CircuitView:
     named: Mapping[str, Label] = field(default_factory=dict)
     """Labels with all that is known of them (role, scores, causal test), by node name without a position; hostile. `labels`
     decides what is shown where it has the node."""
+    warnings: tuple[str, ...] = ()
+    """Reasons to doubt the circuit, one sentence each."""
 
     @cached_property
     def drawn(self) -> Circuit:
@@ -66,7 +68,8 @@ class CircuitView:
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """What the title says in numbers: edges, dead ends, faithfulness with its interval, completeness, CMD, CPR."""
+        """What the title says in numbers: edges, dead ends, faithfulness with its interval, completeness, stability, CMD,
+        CPR."""
         count, possible = drop_dead_ends(self.circuit).edge_count, self.circuit.topology.edge_count
         parts = [f"{count:,} of {possible:,} edges ({percent(count, possible)})"]
         if count < self.circuit.edge_count:
@@ -81,6 +84,7 @@ class CircuitView:
         for key, digits, tail in (
             ("faithfulness", 2, interval),
             ("completeness", 2, ""),
+            ("stability", 2, ""),
             ("cmd", 3, ""),
             ("cpr", 3, ""),
         ):

@@ -116,6 +116,12 @@ class SelectionConfig:
     """Rank edges by |score| or by the signed score."""
     rule: Literal["top", "greedy"] = "top"
     """The best edges anywhere, or grown from the logits so that every edge is connected when it is added."""
+    min_stability: float | None = None
+    """Of these edges, keep those that are selected in at least this share of the resamples (of the seeds, without any)."""
+    resamples: int = 100
+    """Bootstrap resamples of the scoring pairs from which edges are selected again; 0 = none, large graphs get fewer."""
+    seeds: int = 2
+    """Seeds with which a method that has one scores the edges, its own included; 1 = no other."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock, peak_memory_bytes
-from pipelines.config import STANDARD_SIZES, RunConfig
+from pipelines.config import RunConfig
 from pipelines.fingerprint import edgewise_version, hash_settings, versions
 from pipelines.inputs import Inputs, read_task
 from pipelines.judge import judge
-from pipelines.node_results import keep_nodes, select_stored_nodes
+from pipelines.node_results import keep_nodes
+from pipelines.scoring import score
+from pipelines.selection import select, sure_edges
 from pipelines.settings import ConfigError, to_toml
 from pipelines.store import (
     CIRCUIT,
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 
 COMPUTED = ("scores", "circuit", "evaluation")
 """Steps that need the model, in their order."""
-_PAIRS_TO_CHOOSE_BY = 128
-"""When the size is chosen by `selection.reach`, at most this many pairs of the scoring split are run."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _compute(config: RunConfig, inputs: Inputs, store: RunStore) -> None:
     circuit = _circuit(config, inputs, store, scores)
     if not store.finished("evaluation"):
         with inputs.clock.time("evaluation"):
-            evaluation = judge(config, inputs, scores, circuit)
+            evaluation = judge(config, inputs, scores, circuit, store.run["circuit"].get("stability"))
         store.write_json(EVALUATION, evaluation)
         _finish(store, inputs, "evaluation")
 
@@ -212,38 +212,13 @@ def keep_constants(store: RunStore, inputs: Inputs) -> None:
 
 
 def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
-    from discovery.foreign_scores import read_scores
-    from discovery.methods import method
-    from graphs.scores import EdgeScores
-
     if store.finished("scores"):
         return store.read_scores(inputs.model.topology)
-    line, file = method(config.method.name), config.method.file
-    with inputs.clock.time("scores"):
-        if file is None:
-            scores = line.load().score(inputs.model, inputs.train, line.options(config.method.options))
-        else:
-            scores = read_scores(Path(file), inputs.model.topology)
-    by_edge = isinstance(scores, EdgeScores)
-    scores = keep_nodes(store, scores)
-    if file is None and by_edge and line.gradients and config.transcoders.recheck:
-        scores = _recheck(config, inputs, store, scores)
+    found, draws = score(config, inputs, store)
+    scores = keep_nodes(store, found)
+    store.write_draws(draws)
     store.write_scores(scores, config.task.source)
     _finish(store, inputs, "scores")
-    return scores
-
-
-def _recheck(config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeScores) -> EdgeScores:
-    """On a feature graph, the scores with the edges of nodes that gradients misjudge scored by real runs."""
-    from discovery.feature_model import FeatureModel
-    from discovery.gate_check import recheck
-
-    model = inputs.model
-    if not isinstance(model, FeatureModel):
-        return scores
-    with inputs.clock.time("gates"):
-        scores, report = recheck(model, inputs.train, scores, config.transcoders.tolerance)
-    store.note(inputs.clock.seconds, gates=report.to_json())
     return scores
 
 
@@ -254,55 +229,15 @@ def _circuit(config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeSco
     if store.finished("circuit"):
         return dataclasses.replace(read_circuit(store.path(CIRCUIT).read_bytes()), scores=scores)
     with inputs.clock.time("circuit"):
-        if config.selection.nodes is not None:
-            selected = select_stored_nodes(store, scores.topology, config.selection)
-        else:
-            selected = select(config, inputs, scores)
+        selected, stability = select(config, inputs, store, scores)
         circuit = drop_dead_ends(selected)
     store.write_bytes(CIRCUIT, export_json(view(store, circuit, {})))
-    store.run["circuit"] = {"selected": selected.edge_count, "edges": circuit.edge_count}
+    facts: dict[str, Any] = {"selected": selected.edge_count, "edges": circuit.edge_count}
+    if stability:
+        facts["stability"] = {**stability, "sure": sure_edges(circuit)}
+    store.run["circuit"] = facts
     _finish(store, inputs, "circuit")
     return circuit
-
-
-def select(config: RunConfig, inputs: Inputs, scores: EdgeScores) -> Circuit:
-    """The circuit that the settings cut out of the scores, dead ends included.
-
-    Without edges, size and threshold: the smallest standard size whose faithfulness on (some of) the scoring split is
-    at least `selection.reach`. The held-out pairs have no say.
-    """
-    from graphs.prune import SELECTIONS, edge_count, select_threshold
-
-    chosen = config.selection
-    if chosen.threshold is not None:
-        if chosen.rule != "top":
-            raise ConfigError(f"selection.threshold and selection.rule = {chosen.rule!r} exclude each other")
-        return select_threshold(scores, chosen.threshold, chosen.by)
-    if chosen.edges is not None:
-        count = chosen.edges
-    else:
-        size = _size_that_reaches(config, inputs, scores) if chosen.size is None else chosen.size
-        count = edge_count(scores.topology, size)
-    return SELECTIONS[chosen.rule](scores, count, chosen.by)
-
-
-def _size_that_reaches(config: RunConfig, inputs: Inputs, scores: EdgeScores) -> float:
-    from discovery.evaluate import evaluate
-
-    few = inputs.some_of_train(_PAIRS_TO_CHOOSE_BY)
-    chosen = config.selection
-    curve = evaluate(
-        inputs.model,
-        few,
-        scores,
-        sizes=STANDARD_SIZES,
-        select=chosen.rule,
-        by=chosen.by,
-        bootstrap=0,
-        faithfulness_only=True,
-    )
-    reached = [point.size for point in curve.points if point.faithfulness >= chosen.reach]
-    return min(reached, default=STANDARD_SIZES[-1])
 
 
 def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> CircuitView:
@@ -316,8 +251,11 @@ def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> Circu
     numbers |= {key: evaluation[key] for key in ("cmd", "cpr", "cmd_log", "auroc") if evaluation.get(key) is not None}
     method = run["config"]["method"]["name"] if circuit.scores is None else circuit.scores.method
     title = f"{run['task']['name']} in {run['model']['name']} ({method})"
-    texts, width = label_texts(store), run["model"].get("d_model")
-    return CircuitView(circuit, title, texts, numbers, run["task"]["metric"], width, named_labels(store))
+    stability = (run.get("circuit", {}).get("stability") or {}).get("resamples")
+    if stability is not None:
+        numbers["stability"] = stability["mean"]
+    texts, width, warnings = label_texts(store), run["model"].get("d_model"), tuple(evaluation.get("warnings", ()))
+    return CircuitView(circuit, title, texts, numbers, run["task"]["metric"], width, named_labels(store), warnings)
 
 
 def stored_view(store: RunStore) -> CircuitView:

@@ -39,7 +39,7 @@ def evaluate_run(directory: str | Path, settings: Settings) -> tuple[dict[str, A
     inputs.prepare()
     scores = store.read_scores(inputs.model.topology)
     circuit = dataclasses.replace(read_circuit(store.path(CIRCUIT).read_bytes()), scores=scores)
-    evaluation = judge(config, inputs, scores, circuit)
+    evaluation = judge(config, inputs, scores, circuit, store.run["circuit"].get("stability"))
     if settings_of(config) == settings_of(own):
         path = store.write_json(EVALUATION, evaluation)
         store.finish("evaluation", None)

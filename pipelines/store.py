@@ -31,6 +31,7 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
     "validation.json",
     "features.json",
 )
+DRAWS = "draws.safetensors"
 LABELS, EVIDENCE, GROUPS, STORY = "labels.json", "evidence", "groups.json", "story.json"
 CONSTANTS = "constants.safetensors"
 NODE_ARRAYS = "nodes.safetensors"
@@ -93,6 +94,7 @@ class RunStore:
         for path in (
             RUN,
             SCORES,
+            DRAWS,
             CIRCUIT,
             EVALUATION,
             NODES,
@@ -203,6 +205,22 @@ class RunStore:
             "method": scores.method,
         }
         return self.write_bytes(SCORES, save_tensors(tensors, metadata))
+
+    def write_draws(self, draws: Mapping[str, np.ndarray]) -> None:
+        """draws.safetensors: for `resamples` and `seeds`, where there are any, scores of the possible edges [draw edge]."""
+        if draws:
+            self.write_bytes(DRAWS, save_tensors(dict(draws)))
+        else:
+            self.path(DRAWS).unlink(missing_ok=True)
+
+    def read_draws(self) -> dict[str, np.ndarray]:
+        """What `write_draws` wrote. Raises RunConflict where it cannot be read."""
+        if not self.path(DRAWS).exists():
+            return {}
+        try:
+            return load_tensors(self.path(DRAWS).read_bytes())
+        except Exception as error:  # safetensors raises an Exception of its own
+            raise RunConflict(f"{self.path(DRAWS)} cannot be read: {error}") from None
 
     def read_scores(self, topology: Topology) -> EdgeScores:
         """The stored scores. Raises RunConflict where they belong to another graph."""

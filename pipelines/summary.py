@@ -205,6 +205,7 @@ def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
             f"random        {_number(sum(rivals['random']) / len(rivals['random']))}  (mean of {len(rivals['random'])} "
             f"random circuits of whole paths, no smaller; 95th percentile {_number(rivals['percentile_95'])})"
         )
+    lines += _stability_lines(evaluation)
     lines.append(
         f"CMD           {_number(evaluation['cmd'], 3)}  (CPR {_number(evaluation['cpr'])}, "
         f"CMD over log size {_number(evaluation['cmd_log'])})"
@@ -212,6 +213,18 @@ def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
     if evaluation.get("auroc") is not None:
         lines.append(f"AUROC         {_number(evaluation['auroc'], 3)}  (scores against the ground truth)")
     return [*lines, *_test_lines(evaluation.get("tests", [])), *_warning_lines(evaluation.get("warnings", []))]
+
+
+def _stability_lines(evaluation: Mapping[str, Any]) -> list[str]:
+    """How much the selected edges agree between resamples of the pairs, and between seeds."""
+    stability, lines = evaluation.get("stability") or {}, []
+    for kind, words in (("resamples", "resamples of the pairs"), ("seeds", "seeds")):
+        found = stability.get(kind)
+        if found:
+            sure = f"; {stability['sure']:,} edges in nearly all" if kind == "resamples" else ""
+            overlap = f"{_number(found['mean'])}{_interval(found)}"
+            lines.append(f"stability     {overlap}  (overlap of edges between {found['draws']} {words}{sure})")
+    return lines
 
 
 def _test_lines(tests: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -26,8 +26,8 @@ def export_json(view: CircuitView) -> bytes:
     """The view as UTF-8 JSON: format, version, title, metric, method, evaluation, topology, labels, `named` (labels with
     their scores, where there are any) and `edges`, strongest first.
 
-    Each edge has its name and its score (null without scores; `stderr` where there is one). Scores are as precise as
-    they are stored, so that `read_view` gives an equal circuit.
+    Each edge has its name and its score (null without scores; `stderr` and `stability` where there is one). Scores are as
+    precise as they are stored, so that `read_view` gives an equal circuit.
     """
     circuit, scores = view.circuit, view.circuit.scores
     rows, columns = circuit.places
@@ -39,6 +39,8 @@ def export_json(view: CircuitView) -> bytes:
             entry["score"] = _number(scores.values[row, column].item(), scores.values.dtype)
             if scores.stderr is not None:
                 entry["stderr"] = _number(scores.stderr[row, column].item(), scores.stderr.dtype)
+        if circuit.stability is not None and not np.isnan(circuit.stability[row, column]):
+            entry["stability"] = _number(circuit.stability[row, column].item(), circuit.stability.dtype)
         edges.append(entry)
     head = {
         "format": FORMAT,
@@ -52,6 +54,8 @@ def export_json(view: CircuitView) -> bytes:
         "labels": view.texts,
         **named_data(view.named),
     }
+    if view.warnings:
+        head["warnings"] = list(view.warnings)
     try:
         lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in head.items()]
         listed = ",\n".join("    " + json.dumps(entry, allow_nan=False) for entry in edges)
@@ -81,6 +85,7 @@ def read_view(text: str | bytes) -> CircuitView:
         circuit = _circuit(topology, data["edges"], data["method"], data["dtype"])
         title, metric = (_text(data[key], key) for key in ("title", "metric"))
         labels = {name: _text(label, f"labels: {name}") for name, label in data["labels"].items()}
+        warnings = tuple(_text(one, "warnings") for one in data.get("warnings", ()))
         numbers = data["evaluation"].items()
         named = named_of(data, "labels with scores")
         evaluation = {key: None if value is None else _number_of(value, f"evaluation: {key}") for key, value in numbers}
@@ -88,7 +93,7 @@ def read_view(text: str | bytes) -> CircuitView:
         raise BadCircuitFile(f"circuit file: {error.args[0]}") from None
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise BadCircuitFile(f"circuit file: {error}") from None
-    return CircuitView(circuit, title, labels, evaluation, metric, named=named)
+    return CircuitView(circuit, title, labels, evaluation, metric, named=named, warnings=warnings)
 
 
 def describe_topology(topology: Topology) -> dict[str, Any]:
@@ -174,8 +179,13 @@ def _circuit(topology: Topology, edges: Any, method: object, dtype: object) -> C
         if kept[place]:
             raise ValueError(f"edge {entry['edge']} is listed twice")
         kept[place] = True
+    stability = None
+    if any("stability" in entry for entry in edges):
+        stability = np.full(topology.possible.shape, np.nan, dtype=np.float32)
+        for place, entry in zip(places, edges):
+            stability[place] = _score(entry, "stability")
     if method is None:
-        return Circuit(topology, kept)
+        return Circuit(topology, kept, stability=stability)
     if dtype not in ("float16", "float32", "float64"):
         raise ValueError(f"'dtype' is {dtype!r}, not a floating type")
     arrays = {}
@@ -185,7 +195,7 @@ def _circuit(topology: Topology, edges: Any, method: object, dtype: object) -> C
             arrays[field][place] = _score(entry, field)
     stderr = arrays["stderr"] if any("stderr" in entry for entry in edges) else None
     partial = not np.array_equal(kept, topology.possible)
-    return Circuit(topology, kept, EdgeScores(topology, arrays["score"], str(method), stderr, partial))
+    return Circuit(topology, kept, EdgeScores(topology, arrays["score"], str(method), stderr, partial), stability)
 
 
 def _place(name: str, topology: Topology, rows: dict[str, int], columns: dict[str, int]) -> tuple[int, int]:

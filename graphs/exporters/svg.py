@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from graphs.blocks import CELL_HEIGHT, LABEL_HEIGHT, TAB_HEIGHT, TAB_WIDTH, Cell
 from graphs.circuit import Circuit
 from graphs.drawing import GREY, svg_page, svg_text, svg_title, svg_verdict
 from graphs.escape import shorten
 from graphs.layout import Band, Layout, layered_layout
 from graphs.named import MEANINGS, Verdict, verdict
+from graphs.node import EdgeId
 from graphs.routing import Route, route_edges, smooth_path
 from graphs.view import CircuitView
 
@@ -18,6 +21,7 @@ POSITIVE, NEGATIVE, UNSCORED = (
     "#D55E00",
     "#555555",
 )  # blue and vermilion of Okabe and Ito's colour-blind-safe set
+WARNING = "#B00020"
 TAB_COLOURS = {"q": "#bfe6d8", "k": "#f0cfe2", "v": "#f6eaa6"}
 _CELL_COLOURS = {
     "head": ("#ffffff", "#333333"),
@@ -45,7 +49,7 @@ def export_svg(view: CircuitView) -> bytes:
     aside = (width - _MARGIN_LEFT - layout.width) / 2
     body = [_band(band, width) for band in layout.bands]
     body.append(f'<g transform="translate({aside:.1f} 0)">')
-    drawn = [_edge(route, score, largest) for route, (_, score) in zip(routes, edges)]
+    drawn = [_edge(route, score, largest, _surely(circuit, route.edge)) for route, (_, score) in zip(routes, edges)]
     body += drawn[::-1]  # the strongest on top
     body += [_cell(cell, view.tip(cell.name), verdict(view.named.get(cell.name))) for cell in layout.cells]
     body += [_tab(tab.slot.port, str(tab.slot), tab.x, tab.y) for tab in layout.tabs if tab.slot.port] + ["</g>"]
@@ -65,14 +69,17 @@ def _page(
 
 
 def _title(view: CircuitView, width: float | int) -> tuple[str, float]:
-    """Title, and the numbers below it on as many lines as they need; with the height of all."""
+    """Title, the numbers below it on as many lines as they need, and a line for each warning; with the height of all."""
     lines = [""]
     for number in view.numbers:
         joined = f"{lines[-1]} · {number}" if lines[-1] else number
         lines = [*lines[:-1], joined] if len(joined) * 5.4 < width - 32 else [*lines, number]
     heading = svg_text(shorten(view.title, int(width / 8.6)), 16, 24, 15, bold=True)
     rows = [svg_text(line, 16, 42 + 15 * i, 11.5, "#444444") for i, line in enumerate(lines)]
-    return heading + "".join(rows), 37.0 + 15 * len(lines)
+    for warning in view.warnings:
+        text = shorten(f"! {warning}", int((width - 32) / 5.6))
+        rows.append(f"<g>{svg_title(warning)}{svg_text(text, 16, 42 + 15 * len(rows), 11.5, WARNING)}</g>")
+    return heading + "".join(rows), 37.0 + 15 * len(rows)
 
 
 def _band(band: Band, width: float) -> str:
@@ -94,10 +101,21 @@ def stroke(score: float | None, largest: float) -> tuple[str, float, str]:
     return NEGATIVE, width, f' stroke-dasharray="{5 + 1.5 * width:.1f} {2 + 0.6 * width:.1f}"'
 
 
-def _edge(route: Route, score: float | None, largest: float) -> str:
-    """An edge with its name and score as tooltip."""
-    text = str(route.edge) if score is None else f"{route.edge}  {score:+.4g}"
+def _edge(route: Route, score: float | None, largest: float, surely: str) -> str:
+    """An edge with its name, score and how sure it is as tooltip."""
+    text = str(route.edge) if score is None else f"{route.edge}  {score:+.4g}{surely}"
     return draw_route(route, score, largest, text)
+
+
+def _surely(circuit: Circuit, edge: EdgeId) -> str:
+    """Standard error of an edge's score, and how often it is selected, where these are known."""
+    place, text = circuit.topology.locate(edge), ""
+    stderr = None if circuit.scores is None else circuit.scores.stderr
+    if stderr is not None and not np.isnan(stderr[place]):
+        text += f" ± {stderr[place]:.2g}"
+    if circuit.stability is not None and not np.isnan(circuit.stability[place]):
+        text += f", selected in {circuit.stability[place]:.0%} of resamples"
+    return text
 
 
 def draw_route(route: Route, score: float | None, largest: float, tip: str, presence: float = 1.0) -> str:

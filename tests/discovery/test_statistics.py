@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from discovery.statistics import area, bootstrap_jaccard, faithfulness, faithfulness_interval, resample_counts
-from graphs.circuit import Circuit
-from graphs.prune import SIZES, select_top
-from graphs.scores import EdgeScores
-from graphs.topology import transformer_topology
+from discovery.statistics import area, faithfulness, faithfulness_interval, resample_counts
+from graphs.prune import SIZES
 
 
 def test_resamples_draw_as_many_examples_as_there_are() -> None:
@@ -88,37 +85,3 @@ def test_areas() -> None:
     assert area(np.log10(SIZES).tolist(), SIZES, log=True) == pytest.approx(-4.5)
     assert area([0.4], [0.5]) == 0
     assert area([0.0, 2.0], [0.25, 0.75]) == pytest.approx(0.5)
-
-
-TOPOLOGY = transformer_topology(2, 3)
-
-
-def select(scores: EdgeScores) -> Circuit:
-    """The ten best edges."""
-    return select_top(scores, 10)
-
-
-def test_examples_that_agree_always_give_the_same_edges() -> None:
-    one = np.random.default_rng(0).normal(size=(1, *TOPOLOGY.possible.shape)).astype(np.float32)
-    stability = bootstrap_jaccard(np.repeat(one, 30, axis=0), TOPOLOGY, select)
-    assert (stability.mean, stability.low, stability.high) == (1, 1, 1)
-
-
-def test_agreement_falls_with_noise_and_rises_with_examples() -> None:
-    rng = np.random.default_rng(0)
-    signal = rng.normal(size=TOPOLOGY.possible.shape)
-
-    def agreement(noise: float, pairs: int) -> float:
-        scores = (signal + noise * rng.normal(size=(pairs, *signal.shape))).astype(np.float32)
-        return bootstrap_jaccard(scores, TOPOLOGY, select, resamples=12).mean
-
-    assert agreement(0.1, 40) > agreement(5, 40) + 0.2
-    assert agreement(5, 2000) > agreement(5, 40) + 0.2
-
-
-def test_overlap_needs_resamples_and_pairs() -> None:
-    scores = np.zeros((3, *TOPOLOGY.possible.shape), dtype=np.float32)
-    with pytest.raises(ValueError, match="two resamples"):
-        bootstrap_jaccard(scores, TOPOLOGY, select, resamples=1)
-    with pytest.raises(ValueError, match="at least one prompt pair"):
-        bootstrap_jaccard(scores[:0], TOPOLOGY, select)

@@ -153,3 +153,21 @@ def test_stderr_of_an_edge_is_kept(scored: Scored) -> None:
     assert back.scores is not None
     assert back.scores.stderr is not None
     assert back.scores.stderr[back.kept].tolist() == [0.125] * 4
+
+
+def test_the_stability_of_edges_and_warnings_are_kept(scored: Scored) -> None:
+    topology = transformer_topology(2, 2)
+    circuit = select_top(scored(topology), 6)
+    shares = np.where(circuit.kept, np.random.default_rng(0).random(circuit.kept.shape), np.nan).astype(np.float32)
+    circuit = replace(circuit, stability=shares)
+    view = CircuitView(circuit, warnings=("too <few> pairs",))
+    back = read_view(export_json(view))
+    assert same_circuit(circuit, back.circuit)
+    assert not same_circuit(circuit, replace(back.circuit, stability=None))
+    assert not same_circuit(circuit, replace(circuit, stability=shares / 2))
+    assert back.warnings == view.warnings
+    data = json.loads(export_json(view))
+    del data["edges"][2]["stability"]
+    partly = read_circuit(json.dumps(data)).stability
+    assert partly is not None
+    assert np.isnan(partly[circuit.kept]).sum() == 1

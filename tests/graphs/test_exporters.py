@@ -10,6 +10,7 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import networkx as nx
@@ -245,3 +246,19 @@ def test_heat_map_errors() -> None:
     with pytest.raises(ValueError, match="at least one"):
         heatmap_svg([], "t")
     assert heatmap_svg([_panel(np.full((1, 2), np.nan), ["a", "b"])], "all missing")
+
+
+def test_pictures_say_how_sure_an_edge_is_and_why_to_doubt_the_circuit(scored: Scored) -> None:
+    topology = transformer_topology(2, 2)
+    circuit = select_greedy(scored(topology), 8)
+    shares = np.where(circuit.kept, np.float32(0.5), np.nan).astype(np.float32)
+    assert circuit.scores is not None
+    scores = replace(circuit.scores, stderr=np.where(topology.possible, np.float32(0.25), np.nan).astype(np.float32))
+    circuit = replace(circuit, scores=scores, stability=shares)
+    warning = "a <warning> that is " + 60 * "long " + "enough to be cut"
+    view = CircuitView(circuit, warnings=(warning, "second"))
+    picture = EXPORTERS["svg"](view).decode()
+    assert picture.count("± 0.25, selected in 50% of resamples") == view.drawn.edge_count > 0
+    assert "a &lt;warning&gt; that" in picture
+    assert ">! second<" in picture
+    assert picture.count(escape(warning)) == 1  # whole in its tooltip, cut in its line

@@ -57,7 +57,7 @@ def test_discover_writes_what_it_promises(
     assert values.dtype == np.float32
     circuit = json.loads((out / "circuit.json").read_text())
     assert 0 < len(circuit["edges"]) <= 30
-    assert all(set(edge) >= {"edge", "score"} for edge in circuit["edges"])
+    assert all(set(edge) >= {"edge", "score", "stderr", "stability"} for edge in circuit["edges"])
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert [point["size"] for point in evaluation["curve"]] == [0.05, 0.2, 1]
     assert set(evaluation["curve"][0]) == {
@@ -73,6 +73,7 @@ def test_discover_writes_what_it_promises(
         "sufficiency",
     ]
     assert any("random circuits" in warning for warning in evaluation["warnings"])  # random weights: no circuit
+    assert evaluation["stability"]["resamples"]["draws"] == 100
     config = tomllib.loads((out / "config.toml").read_text())
     assert config["method"] == {"name": "eap-ig", "steps": 2}
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())

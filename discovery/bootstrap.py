@@ -1,0 +1,52 @@
+"""The scores that bootstrap resamples of the pairs would have given, added up while a method scores the pairs once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery.statistics import resample_counts
+from discovery.workload import Workload
+from graphs.topology import Topology
+
+_BYTES = 2**28
+"""What the tables of all resamples may take; larger graphs get fewer resamples."""
+
+
+class Resamples:
+    """Mean scores of every resample, from the pairs' own scores: a table [resample edge] over the possible edges, or
+    [resample node] for methods that score nodes.
+
+    `add` is what methods call after each batch. A resample draws as many pairs as there are, with replacement; how the
+    pairs are cut into batches changes nothing.
+    """
+
+    def __init__(self, topology: Topology, workload: Workload, count: int, seed: int) -> None:
+        """count: number of resamples; fewer are made where their tables would take more than 256 MiB, but at least two."""
+        self._possible = torch.from_numpy(topology.possible)
+        self._workload = workload
+        self._seen = 0
+        count = min(count, max(2, _BYTES // (4 * topology.edge_count)))
+        pairs = workload.pair_count
+        self._weights = torch.from_numpy(resample_counts(pairs, count, seed) / pairs).float()
+        self._tables: Tensor | None = None
+        indices = [index for batch in workload.batches for index in batch.indices]
+        self._place = {index: place for place, index in enumerate(sorted(set(indices)))}
+        if len(self._place) != pairs:
+            raise ValueError("pairs cannot be resampled: some have the same number")
+
+    def add(self, number: int, scores: Float[Tensor, pair * place]) -> None:
+        """Takes in the scores of a batch's pairs: [pair src dst], or [pair src] of nodes."""
+        places = [self._place[index] for index in self._workload.batches[number].indices]
+        flat = (scores if scores.ndim == 2 else scores[:, self._possible]).float().cpu()
+        if self._tables is None:
+            self._tables = flat.new_zeros(len(self._weights), flat.shape[1])
+        self._tables.addmm_(self._weights[:, places], flat)
+        self._seen += len(places)
+
+    def tables(self) -> Float[np.ndarray, "resample place"] | None:
+        """The means; None where the method did not give every pair's own scores."""
+        complete = self._tables is not None and self._seen == self._workload.pair_count
+        return self._tables.numpy() if self._tables is not None and complete else None

@@ -1,0 +1,86 @@
+"""The scores of a run, and those that other draws of the pairs or other seeds would have given."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.config import RunConfig
+from pipelines.inputs import Inputs
+from pipelines.store import RunStore
+
+if TYPE_CHECKING:
+    from discovery.methods import Method
+    from discovery.scoring import OnBatch
+    from graphs.node_scores import NodeScores
+    from graphs.scores import EdgeScores
+
+
+def score(config: RunConfig, inputs: Inputs, store: RunStore) -> tuple[EdgeScores | NodeScores, dict[str, np.ndarray]]:
+    """The scores, and tables by what was drawn: `resamples` of the pairs and `seeds`, where there are any.
+
+    A table is [draw edge] over the possible edges, or [draw node] where the method scores nodes.
+    """
+    from discovery.bootstrap import Resamples
+    from discovery.foreign_scores import read_scores
+    from discovery.methods import method
+
+    wanted = config.selection
+    if config.method.file is not None:
+        with inputs.clock.time("scores"):
+            return read_scores(Path(config.method.file), inputs.model.topology), {}
+    line = method(config.method.name)
+    options, topology, draws = line.options(config.method.options), inputs.model.topology, {}
+    resamples = Resamples(topology, inputs.train, wanted.resamples, config.seed) if wanted.resamples >= 2 else None
+    with inputs.clock.time("scores"):
+        scores = line.load().score(inputs.model, inputs.train, options, None if resamples is None else resamples.add)
+        if wanted.seeds >= 2 and hasattr(options, "seed"):
+            draws["seeds"] = _other_seeds(line, options, inputs, scores, wanted.seeds)
+    tables = None if resamples is None else resamples.tables()
+    if isinstance(scores, EdgeScores) and line.gradients and config.transcoders.recheck:
+        scores, tables = _recheck(config, inputs, store, scores, tables)
+    if tables is not None:
+        draws["resamples"] = tables
+    return scores, draws
+
+
+def _other_seeds(line: Method, options: Any, inputs: Inputs, scores: EdgeScores | NodeScores, seeds: int) -> np.ndarray:
+    """The scores of the method with its own seed and with the next ones: [seed place]."""
+    module, tables = line.load(), [_flat(scores.values)]
+    for step in range(1, seeds):
+        other = dataclasses.replace(options, seed=options.seed + step)
+        tables.append(_flat(module.score(inputs.model, inputs.train, other).values))
+    return np.stack(tables)
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """Of a table [src dst] the possible edges; of nodes all."""
+    return values if values.ndim == 1 else values[~np.isnan(values)]
+
+
+def _recheck(
+    config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeScores, tables: np.ndarray | None
+) -> tuple[EdgeScores, np.ndarray | None]:
+    """On a feature graph, the scores with the edges of nodes that gradients misjudge scored by real runs."""
+    from discovery.bootstrap import Resamples
+    from discovery.feature_model import FeatureModel
+    from discovery.gate_check import recheck
+
+    model = inputs.model
+    if not isinstance(model, FeatureModel):
+        return scores, tables
+    resamples, on_batch = None, None
+    if tables is not None:
+        resamples = Resamples(model.topology, inputs.train, config.selection.resamples, config.seed)
+        on_batch: OnBatch | None = resamples.add
+    with inputs.clock.time("gates"):
+        exact, report = recheck(model, inputs.train, scores, config.transcoders.tolerance, on_batch=on_batch)
+    store.note(inputs.clock.seconds, gates=report.to_json())
+    again = None if resamples is None else resamples.tables()
+    if tables is not None and again is not None:
+        changed = (exact.values != scores.values)[model.topology.possible]
+        tables = np.where(changed[None, :], again, tables)
+    return exact, tables
