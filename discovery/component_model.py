@@ -23,6 +23,7 @@ from discovery.embedding_noise import noisy_embeddings
 from discovery.feature_layer import NO_FEATURES, FeatureLayers
 from discovery.fixed_edges import fixed_edges
 from discovery.gradient_passes import GradientPasses, Take
+from discovery.information_flow import InformationFlow, mean_over_rows
 from discovery.metrics import Metric
 from discovery.model import Point
 from discovery.node_effects import NO_FIXES, Fixes, NodeEffects
@@ -163,6 +164,17 @@ class ComponentModel:
         with session(self.hf, self.arch, self.blocks), torch.no_grad():
             run = NodePass(self, self._prepare(batch, ablation), metric, reference, neurons=False)
             return self._shown(fixed_edges(self, batch, run, fixes)).cpu()
+
+    def flow(self, batch: Batch, tau: float) -> Float[Tensor, "pair src dst"]:
+        """See `PatchableModel.flow`."""
+        with session(self.hf, self.arch, self.blocks), torch.no_grad():
+            rows = InformationFlow(self, batch, tau).scores()
+        return self._shown(mean_over_rows(rows, batch)).float()
+
+    @property
+    def all_nodes(self) -> Topology:
+        """The graph that a run computes, of which `topology` may show a part."""
+        return self.topology
 
     def run(
         self,

@@ -72,6 +72,11 @@ class FeatureModel(ComponentModel):
         self._columns = torch.tensor([self._all.target_index[slot] for slot in self.topology.targets])
 
     @property
+    def all_nodes(self) -> Topology:
+        """The graph with its attention heads, whether they are nodes or not."""
+        return self._all
+
+    @property
     def chosen(self) -> dict[int, tuple[int, ...]]:
         """By layer the features that are nodes."""
         return {index: layer.chosen for index, layer in self.features.items()}

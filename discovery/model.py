@@ -74,6 +74,10 @@ class PatchableModel(Protocol):
         """
         ...
 
+    def flow(self, batch: Batch, tau: float) -> Float[Tensor, "pair src dst"]:
+        """Shares of what slots read on the clean prompts, along routes from the reads (`discovery.information_flow`)."""
+        ...
+
     def run(
         self,
         batch: Batch,

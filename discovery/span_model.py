@@ -69,6 +69,10 @@ class SpanModel(ComponentModel):
         """Not for graphs with spans: raises ValueError."""
         raise ValueError("method 'atp-star' does not know graphs with spans: leave out --spans, or use another method")
 
+    def flow(self, batch: Batch, tau: float) -> Tensor:
+        """Not for graphs with spans: raises ValueError."""
+        raise ValueError("method 'information-flow' does not know graphs with spans: leave out --spans")
+
     def _patched_run(self, recorded: Recorded, masks: Tensor, every_slot: bool, observe: Observer | None) -> SpanRun:
         return SpanRun(
             *(self.blocks, self.base, recorded, masks, self._places(), self.topology),

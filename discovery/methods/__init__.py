@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from discovery.options import build_options
 
 if TYPE_CHECKING:
-    from discovery.methods import atp, atp_star, clean_corrupted, eap, eap_ig, eap_ig_activations, exact, random, relp
+    from discovery.methods import (
+        atp,
+        atp_star,
+        clean_corrupted,
+        eap,
+        eap_ig,
+        eap_ig_activations,
+        exact,
+        information_flow,
+        random,
+        relp,
+    )
     from discovery.model import PatchableModel
     from discovery.scoring import OnBatch
     from discovery.workload import Workload
@@ -96,6 +107,12 @@ METHODS: dict[str, Method] = {
         "EAP with relevance rules in the place of gradients: norms, attention and nonlinearities held (RelP)",
         "discovery.methods.relp",
     ),
+    "information-flow": Method(
+        "information-flow",
+        "information-flow routes: shares of what each slot reads, on the clean prompts alone (tau)",
+        "discovery.methods.information_flow",
+        gradients=False,
+    ),
     "exact": Method(
         "exact",
         "every edge really patched, one at a time: the ground truth, and slow",
@@ -128,6 +145,7 @@ if TYPE_CHECKING:  # the type checker proves that every file has the face; a tes
         eap_ig,
         eap_ig_activations,
         exact,
+        information_flow,
         random,
         relp,
     )

@@ -110,6 +110,34 @@ class ResidualModel:
         self._dropped = None
         return NodeEffects(total, slots)
 
+    def flow(self, batch: Batch, tau: float) -> Float[Tensor, "pair src dst"]:
+        """By loops over rows and positions; a head looks at every earlier token."""
+        with torch.no_grad():
+            values, _ = self._forward(batch, self._embed(batch, batch.clean))
+        sources, targets = self.topology.possible.shape
+        scores = torch.zeros(len(batch), sources, targets)
+        for row in range(len(batch)):
+            active = torch.zeros(sources, batch.clean.shape[1], dtype=torch.bool)
+            for slot in reversed(range(targets)):
+                seen = torch.from_numpy(self.topology.possible[:, slot]).nonzero()[:, 0]
+                parts = values[seen, row]  # [src pos d]
+                whole = parts.sum(0)
+                near = (whole.abs().sum(-1) - (whole - parts).abs().sum(-1)).clamp(min=0)
+                shares = (near / near.sum(0)).nan_to_num()
+                shares = shares * (shares >= tau)
+                fed = self.topology.feeds[slot]
+                if not fed:
+                    reached = [int(batch.read_column[row])]
+                else:
+                    last = active[list(fed)].any(0).nonzero()[:, 0]
+                    mlp = self.topology.targets[slot].port is None
+                    reached = last.tolist() if mlp or not len(last) else list(range(int(last.max()) + 1))
+                    reached = [place for place in reached if batch.mask[row, place]]
+                if reached:
+                    active[seen[:, None], torch.tensor(reached)] |= shares[:, reached] > 0
+                    scores[row, seen, slot] = shares[:, reached].mean(1).float()
+        return scores
+
     def run(
         self, batch: Batch, keep: Float[Tensor, "*mask src dst"] | Tensor, ablation: Ablation
     ) -> Float[Tensor, "*mask read vocab"]:
