@@ -37,7 +37,7 @@ class Resamples:
         if len(self._place) != pairs:
             raise ValueError("pairs cannot be resampled: some have the same number")
 
-    def add(self, number: int, scores: Float[Tensor, pair * place]) -> None:
+    def add(self, number: int, scores: Float[Tensor, "pair src *dst"]) -> None:
         """Takes in the scores of a batch's pairs: [pair src dst], or [pair src] of nodes."""
         places = [self._place[index] for index in self._workload.batches[number].indices]
         flat = (scores if scores.ndim == 2 else scores[:, self._possible]).float().cpu()

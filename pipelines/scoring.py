@@ -27,6 +27,7 @@ def score(config: RunConfig, inputs: Inputs, store: RunStore) -> tuple[EdgeScore
     from discovery.bootstrap import Resamples
     from discovery.foreign_scores import read_scores
     from discovery.methods import method
+    from graphs.scores import EdgeScores
 
     wanted = config.selection
     if config.method.file is not None:
