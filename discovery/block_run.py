@@ -67,7 +67,7 @@ class BlockRun:
         return self._topology.source_index[NodeId("head", block.index, 0)]
 
     @staticmethod
-    def _write_heads(block: Block, mix: Float[Tensor, "row pos head d_head"], heads: list[int]) -> Tensor:
+    def write_heads(block: Block, mix: Float[Tensor, "row pos head d_head"], heads: list[int]) -> Tensor:
         """What some heads add to the stream: [head row*pos d_model]."""
         writers = head_writers(block, mix.dtype)
         chosen = mix if len(heads) == block.heads else mix[:, :, heads]

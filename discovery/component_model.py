@@ -29,6 +29,7 @@ from discovery.model import Point
 from discovery.node_effects import NO_FIXES, Fixes, NodeEffects
 from discovery.node_gradients import NodePass, node_effects
 from discovery.patched_run import Observer, PatchedRun
+from discovery.pruning_run import PruningState
 from discovery.recording import Activations, Sequences, projections_widened, record_pass, session
 from discovery.resampling import with_donors
 from discovery.rules import PLAIN, Rules
@@ -217,7 +218,7 @@ class ComponentModel:
         with session(self.hf, self.arch, self.blocks), torch.set_grad_enabled(keep.requires_grad or ablation.learning):
             recorded = self._recorded(self._prepare(batch, ablation))
             patched = self._patched_run(recorded, masks, every_slot, observe)
-            logits = self._unembed(patched.final_stream())
+            logits = self.unembed(patched.final_stream())
         return logits.reshape(*lead, *logits.shape[1:])
 
     def _patched_run(self, recorded: Recorded, masks: Tensor, every_slot: bool, observe: Observer | None) -> PatchedRun:
@@ -235,7 +236,13 @@ class ComponentModel:
         """The graph's sources and slots [pair src], [pair dst] out of all that a run computes."""
         return sources, slots
 
-    def _unembed(self, stream: Float[Tensor, "mask read d_model"]) -> Float[Tensor, "mask read vocab"]:
+    def pruning_state(self, batch: Batch, ablation: Ablation) -> PruningState:
+        """The whole model's run on a batch, kept for runs of circuits that shrink. Not for models with features."""
+        with session(self.hf, self.arch, self.blocks), torch.no_grad():
+            return PruningState(self.blocks, self.topology, self._recorded(self._prepare(batch, ablation)))
+
+    def unembed(self, stream: Float[Tensor, "mask read d_model"]) -> Float[Tensor, "mask read vocab"]:
+        """Logits of what the final norm reads."""
         head = self.hf.get_submodule(self.arch.unembedding)
         normed = self.final_norm(stream.to(self.final_norm.module.weight.device))  # type: ignore[arg-type,union-attr]
         logits = head(normed.to(head.weight.dtype))  # type: ignore[union-attr,arg-type]

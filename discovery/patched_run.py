@@ -113,7 +113,7 @@ class PatchedRun(BlockRun):
                 break
             first, heads = self._first_source(block), self._needed_heads(block)
             if heads:
-                written = self._write_heads(block, differences.heads[block.index], heads)
+                written = self.write_heads(block, differences.heads[block.index], heads)
                 known |= {first + head: value for head, value in zip(heads, written, strict=True)}
             if block.index < layer:
                 known |= self._known_mlp(block)
@@ -163,7 +163,7 @@ class PatchedRun(BlockRun):
     def _record_heads(self, block: Block, mix: Tensor, total: Tensor | None, heads: list[int]) -> None:
         scaled = scaled_mix(block, mix.to(self._dtype), None if total is None else total.to(self._dtype))
         difference = (scaled.unflatten(0, (self._masks, self._rows)) - self._baseline.heads[block.index]).flatten(0, 1)
-        written = self._write_heads(block, difference, heads)
+        written = self.write_heads(block, difference, heads)
         first = self._first_source(block)
         self._mixture.add_fresh([first + h for h in heads], written.unflatten(1, (self._masks, -1)).flatten(2))
 

@@ -1,0 +1,110 @@
+"""Sequential pruning in batches: candidates are measured as if earlier ones were decided as expected.
+
+A batch's results count up to and including the first candidate that is decided otherwise; the rest was measured under a
+circuit that never was, and is measured again. What it showed is the best guess for the next batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from discovery.pruning import Judge
+from graphs.topology import Topology
+
+Edge = tuple[int, int]
+"""Row and column."""
+_FIRST_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one candidate edge."""
+
+    row: int
+    """Row of its source."""
+    column: int
+    """Column of its slot."""
+    kept: bool
+    """Whether the edge stays."""
+    drop: Float[np.ndarray, " pair"] | None
+    """By how much the metric fell without it, every pair; None for an edge to a slot that nobody read: 0."""
+
+
+@dataclass
+class Work:
+    """What a pruning cost."""
+
+    calls: int = 0
+    """Measurements of several masks side by side."""
+    masks: int = 0
+    """Masks measured."""
+
+
+def prune_in_order(
+    judge: Judge,
+    topology: Topology,
+    order: Sequence[Edge],
+    keeps: Callable[[Float[np.ndarray, " pair"]], bool],
+    expected: Bool[np.ndarray, "src dst"],
+    reach: tuple[tuple[int, ...], ...] | None,
+    decided: Callable[[Decision], None],
+) -> Work:
+    """Takes every candidate out in turn, and puts it back where `keeps` says so of what the metric lost.
+
+    order: candidates, later stages first. expected: True where an edge will likely be kept; changed in place. reach: see
+    `discovery.pruning.reach_of`. decided: called with every decision, in order.
+    """
+    kept, work, size = topology.possible.copy(), Work(), _FIRST_BATCH
+    for column, candidates in groupby(order, key=itemgetter(1)):  # runs of one slot's edges share all that follows
+        waiting = list(candidates)
+        if reach is not None and reach[column] and not kept[list(reach[column])].any():
+            for row, _ in waiting:
+                kept[row, column] = False
+                decided(Decision(row, column, False, None))
+            continue
+        while waiting:
+            batch = waiting[: min(size, judge.most)]
+            done = _decide(judge, kept, batch, keeps, expected, decided)
+            work.calls, work.masks = work.calls + 1, work.masks + len(batch)
+            size = 2 * size if done == len(batch) else max(_FIRST_BATCH, 2 * done)
+            waiting = waiting[done:]
+    return work
+
+
+def _decide(
+    judge: Judge,
+    kept: Bool[np.ndarray, "src dst"],
+    batch: Sequence[Edge],
+    keeps: Callable[[Float[np.ndarray, " pair"]], bool],
+    expected: Bool[np.ndarray, "src dst"],
+    decided: Callable[[Decision], None],
+) -> int:
+    """Measures one batch of candidates; gives how many of them are decided, at least one. Changes `kept`."""
+    masks = np.repeat(kept[None], len(batch), axis=0)
+    for place, (row, column) in enumerate(batch):
+        masks[place:, row, column] = False
+        if expected[row, column]:
+            masks[place + 1 :, row, column] = True
+    measured = judge.measure(masks)
+    before, last, done = judge.current, None, None
+    for place, (row, column) in enumerate(batch):
+        drop = before - measured[place]
+        keep = keeps(drop)
+        if done is None:
+            decided(Decision(row, column, keep, drop))
+            if not keep:
+                kept[row, column], last = False, place
+            if keep != expected[row, column]:
+                done = place + 1
+        if not expected[row, column]:
+            before = measured[place]
+        expected[row, column] = keep
+    if last is not None:
+        judge.accept(last)
+    return len(batch) if done is None else done
