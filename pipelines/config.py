@@ -138,6 +138,9 @@ class EvaluationConfig:
     """Resamples of the held-out pairs for the intervals; 0 = none."""
     random_circuits: int = 3
     """Random circuits per size of the curve, whose mean is its baseline; 0 = none."""
+    missed: Literal["auto"] | int = "auto"
+    """Random subsets of the nodes outside the circuit that are ablated together, to bound the effect of a node that was
+    missed (at least 10; 0 = none); auto: 200 for method atp-star, else none."""
     rivals: int = 100
     """Random circuits with as many edges beside the chosen circuit; 0 = none."""
     tests: Literal["auto", "all", "free", "none"] = "auto"

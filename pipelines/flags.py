@@ -75,6 +75,7 @@ FLAGS: tuple[Flag, ...] = (
         "random circuits per size of the curve (default: 3)",
         "N",
     ),
+    Flag("--missed", ("evaluation", "missed"), "random subsets that bound what a node left out may do, or auto", "N"),
     Flag("--rivals", ("evaluation", "rivals"), "random circuits beside the chosen one (default: 100)", "N"),
     Flag(
         "--tests", ("evaluation", "tests"), "hypothesis tests of the circuit (default: auto, all where they are cheap)"

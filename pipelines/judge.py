@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _OPERATIONS, _OPERATIONS_ON_ACCELERATOR = 2e12, 2e14
 """With tests = auto, tests with runs of their own are made where these take no more floating-point operations: about
 half a minute on two CPU cores, seconds on a data-centre GPU."""
+_MISSED = 200
+"""With missed = auto, random subsets for methods that come with this diagnostic."""
 
 
 def judge(
@@ -51,6 +53,8 @@ def judge(
     result["ablation"] = config.ablation
     if "rivals" in answers:
         result["rivals"] = answers["rivals"].to_json()
+    if "missed" in answers:
+        result["missed"] = answers["missed"].to_json()
     if "tests" in answers:
         result["tests"] = [verdict.to_json() for verdict in answers["tests"]]
     if stability is not None:
@@ -69,6 +73,7 @@ def _mib_areas(answers: Mapping[str, Any]) -> dict[str, float]:
 def _questions(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: Circuit) -> dict[str, Question[Any]]:
     from discovery.circuit_tests import Sampling, hypothesis_question
     from discovery.evaluate import circuit_question, curve_question, rivals_question
+    from discovery.missed_effects import missed_question
     from graphs.error_share import error_share, without_errors
     from graphs.ground_truth import read_ground_truth
     from graphs.prune import drop_dead_ends
@@ -106,6 +111,9 @@ def _questions(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: C
         questions["without_errors"] = circuit_question(features_alone, completeness=False, bootstrap=0)
     if wanted.rivals:
         questions["rivals"] = rivals_question(circuit, wanted.rivals, seed)
+    missed = _missed_samples(config)
+    if missed and circuit.edge_count:
+        questions["missed"] = missed_question(circuit, missed, seed)
     if wanted.tests != "none" and circuit.edge_count:
         sampling = Sampling(rivals=wanted.rivals)
         depth: Depth = "free" if wanted.tests == "free" else "all"
@@ -114,6 +122,16 @@ def _questions(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: C
             asked = hypothesis_question(circuit, "free", seed, sampling)
         questions["tests"] = asked
     return questions
+
+
+def _missed_samples(config: RunConfig) -> int:
+    """Subsets by which the effects of nodes outside the circuit are bounded."""
+    from discovery.methods import method
+
+    wanted = config.evaluation.missed
+    if wanted != "auto":
+        return wanted
+    return _MISSED if config.method.file is None and method(config.method.name).bounded else 0
 
 
 def _affordable(inputs: Inputs, runs: int) -> bool:

@@ -63,6 +63,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "bootstrap": ("evaluation", "bootstrap"),
     "random_circuits": ("evaluation", "random_circuits"),
     "rivals": ("evaluation", "rivals"),
+    "missed": ("evaluation", "missed"),
     "tests": ("evaluation", "tests"),
     "ground_truth": ("evaluation", "ground_truth"),
     "formats": ("export", "formats"),
@@ -92,6 +93,7 @@ _RANGES: dict[tuple[str, ...], tuple[float, float]] = {
     ("evaluation", "bootstrap"): (0, float("inf")),
     ("evaluation", "random_circuits"): (0, float("inf")),
     ("evaluation", "rivals"): (0, float("inf")),
+    ("evaluation", "missed"): (0, float("inf")),
     ("batch_size",): (1, float("inf")),
     ("seed",): (0, 2**63 - 1),
 }

@@ -61,6 +61,9 @@ class Method:
     gradients: bool = True
     """Whether its scores estimate by gradients, which do not see gates open or close, what dropping edges does."""
 
+    bounded: bool = False
+    """Whether a bound on the effects of missed nodes is part of it."""
+
     def load(self) -> MethodModule:
         """The method itself (imports torch)."""
         return importlib.import_module(self.module)  # type: ignore[return-value]
@@ -101,6 +104,7 @@ METHODS: dict[str, Method] = {
         "AtP*: exact attention patterns behind queries and keys, GradDrop; edges or nodes (qk_fix, grad_drop, level)",
         "discovery.methods.atp_star",
         gradients=False,
+        bounded=True,
     ),
     "relp": Method(
         "relp",
