@@ -1,0 +1,149 @@
+"""Edge Pruning (Bhaskar et al. 2024): hard-concrete masks over edges and nodes, learned down to a target sparsity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery.hard_concrete import HardConcreteMasks
+from discovery.joint_constants import constants_to_learn
+from discovery.mask_start import Start, ranks_at_start
+from discovery.mask_training import LearnedMasks, Loss, TrainingPlan, train_masks
+from discovery.model import PatchableModel
+from discovery.scoring import OnBatch, as_table
+from discovery.workload import Workload
+from graphs.prune import edge_count, select_top
+from graphs.scores import EdgeScores
+
+_NAME = "edge-masks"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is learned, for how long, and to which size."""
+
+    sparsity: float = 0.95
+    """Share of the edges to be dropped in the end."""
+    node_sparsity: float | None = None
+    """Share of the nodes to be closed in the end; none: no constraint but the edges'."""
+    steps: int = 400
+    """Steps of Adam."""
+    pairs: int = 32
+    """Pairs of one step."""
+    samples: int = 1
+    """Masks drawn in one step."""
+    rate: float = 0.3
+    """Learning rate of masks; rises at first, then falls to zero along a line."""
+    multiplier_rate: float = 0.8
+    """Learning rate of the multipliers that enforce the sparsity."""
+    warmup: float = 0.8
+    """Share of the steps in which the target sparsity rises from zero along a line."""
+    start: Start = "eap-ig"
+    """Method whose |scores| order the masks at the start; none: all alike."""
+    log_alpha: float = 4.0
+    """Mean of log alpha at the start."""
+    spread: float = 3.0
+    """How far the best edge starts above the mean, and the worst below, by rank."""
+    loss: Loss = "kl"
+    """kl: divergence from the full model; metric: distance of the task's metric from the full model's."""
+    constants_rate: float = 0.05
+    """With the ablation `optimal`: learning rate of its constants, in units of each source's spread."""
+    seed: int = 0
+    """Of the masks and of the order of the pairs."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "pairs", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"method '{_NAME}': {name} must be 1 or more, not {getattr(self, name)}")
+        for name in ("rate", "multiplier_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"method '{_NAME}': {name} must be above 0, not {getattr(self, name)}")
+        for name in ("sparsity", "node_sparsity", "warmup"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"method '{_NAME}': {name} must be at least 0 and below 1, not {value}")
+        if self.seed < 0 or self.spread < 0:
+            name = "seed" if self.seed < 0 else "spread"
+            raise ValueError(f"method '{_NAME}': {name} must be 0 or more, not {getattr(self, name)}")
+
+
+class EdgePruning:
+    """Masks, and two Lagrangians l1 * (s - target) + l2 * (s - target)^2 whose multipliers rise where s misses the target."""
+
+    def __init__(self, masks: HardConcreteMasks, options: Options) -> None:
+        self.hard_concrete = masks
+        self._options = options
+        self._targets = [target for target in (options.sparsity, options.node_sparsity) if target is not None]
+        self._multipliers = torch.zeros(len(self._targets), 2, device=masks.edges.device, requires_grad=True)
+        self._progress = 0.0
+        self._seen = torch.zeros(len(self._targets))
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Masks are to lower the loss, multipliers to raise it."""
+        masks = self.hard_concrete
+        return [
+            {"params": [masks.edges, masks.nodes], "lr": self._options.rate},
+            {"params": [self._multipliers], "lr": self._options.multiplier_rate, "maximize": True},
+        ]
+
+    def begin(self, progress: float) -> float:
+        """Moves the targets on; the rate rises over the first fifteenth of the steps and falls along a line."""
+        self._progress = progress
+        return min(1.0, 15 * progress + 1 / self._options.steps, (1.0 - progress) / 0.3)
+
+    def masks(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "mask src dst"], Float[Tensor, ""]]:
+        """Drawn masks, and the Lagrangians of their sparsities."""
+        keep, nodes = self.hard_concrete.draw(count, generator)
+        sparsities = [1 - keep.sum() / (count * self.hard_concrete.edges.numel()), 1 - nodes.mean()]
+        seen = torch.stack(sparsities[: len(self._targets)])
+        now = torch.tensor(self._targets, device=seen.device) * min(1.0, self._progress / max(self._options.warmup, 1e-9))
+        self._seen = seen.detach()
+        away = seen - now
+        return keep, (self._multipliers[:, 0] * away + self._multipliers[:, 1] * away.square()).sum()
+
+    def shown(self) -> dict[str, str]:
+        """Sparsity of edges, and of nodes where that has a target."""
+        names = ("sparsity", "nodes")
+        return {name: f"{value:.3f}" for name, value in zip(names, self._seen.tolist(), strict=False)}
+
+
+def learn(
+    model: PatchableModel, workload: Workload, options: Options | None = None, checkpoint: Path | None = None
+) -> LearnedMasks:
+    """Learns the masks; the circuit has as many of the most probable edges as the target sparsity leaves.
+
+    With the ablation `optimal` its constants are learned together with the masks. checkpoint: a file from which a run that
+    was stopped goes on.
+    """
+    options = options or Options()
+    plan = TrainingPlan(_NAME, options.steps, options.pairs, options.samples, options.loss, options.seed)
+    masks = start_masks(model, workload, options)
+    learner = EdgePruning(masks, options)
+    constants = constants_to_learn(model, workload)
+    train_masks(model, workload, learner, plan, constants, options.constants_rate, checkpoint)
+    topology = model.topology
+    scores = EdgeScores(topology, as_table(masks.probabilities().cpu().numpy(), topology), _NAME)
+    circuit = select_top(scores, edge_count(topology, 1 - options.sparsity))
+    return LearnedMasks(scores, circuit, workload.ablation if constants is None else constants.finished())
+
+
+def start_masks(model: PatchableModel, workload: Workload, options: Options) -> HardConcreteMasks:
+    """The masks before the first step: by rank of the scores of `options.start`."""
+    ranks = ranks_at_start(model, workload, options.start, _NAME)
+    edges = options.log_alpha + options.spread * ranks
+    return HardConcreteMasks(model.topology, edges, options.log_alpha, getattr(model, "device", None))
+
+
+def score(
+    model: PatchableModel, workload: Workload, options: Options | None = None, on_batch: OnBatch | None = None
+) -> EdgeScores:
+    """For every edge the probability that its mask and those of its nodes are open (0 to 1). on_batch is not called."""
+    return learn(model, workload, options).scores
