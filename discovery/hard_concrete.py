@@ -65,7 +65,9 @@ class HardConcreteMasks:
             edges, nodes = probability_open(self.edges)[None], probability_open(self.nodes)[None]
             return self._spread(self._gated(edges, nodes))[0]
 
-    def _gated(self, edges: Float[Tensor, "mask edge"], nodes: Float[Tensor, "mask node"]) -> Float[Tensor, "mask edge"]:
+    def _gated(
+        self, edges: Float[Tensor, "mask edge"], nodes: Float[Tensor, "mask node"]
+    ) -> Float[Tensor, "mask edge"]:
         closed = 1 - torch.cat([nodes, nodes.new_zeros(len(nodes), 1)], 1)
         readers = torch.where(self._always, 1.0, 1 - closed[:, self._read_for].prod(-1))
         return edges * nodes[:, self._rows] * readers[:, self._columns]

@@ -23,9 +23,7 @@ _METHODS = {
 }
 
 
-def ranks_at_start(
-    model: PatchableModel, workload: Workload, start: Start, method: str
-) -> Float[Tensor, "src dst"]:
+def ranks_at_start(model: PatchableModel, workload: Workload, start: Start, method: str) -> Float[Tensor, "src dst"]:
     """From -1 (the smallest |score|) to 1 (the largest), evenly by rank; 0 everywhere for `none`.
 
     Where the task's metric has no gradient, scores are those of the KL divergence. Raises ValueError where a method cannot

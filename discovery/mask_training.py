@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -43,11 +43,12 @@ class LearnedMasks:
     """What dropped edges carry: the workload's ablation, or the constants that were learned with the masks."""
 
 
+@runtime_checkable
 class Learner(Protocol):
     """Parameters of masks, how masks are drawn, and what sparsity costs."""
 
     @property
-    def groups(self) -> list[dict]:
+    def groups(self) -> list[dict[str, Any]]:
         """Groups of Adam: `params`, `lr`, and `maximize` for multipliers."""
         ...
 

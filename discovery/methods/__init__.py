@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from discovery.options import build_options
 
 if TYPE_CHECKING:
+    from discovery.mask_training import LearnedMasks
     from discovery.methods import (
         atp,
         atp_star,
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
         eap,
         eap_ig,
         eap_ig_activations,
+        edge_masks,
         exact,
         information_flow,
         random,
         relp,
+        uniform_gradients,
     )
     from discovery.model import PatchableModel
     from discovery.scoring import OnBatch
@@ -48,6 +52,20 @@ class MethodModule(Protocol):
         ...
 
 
+@runtime_checkable
+class LearningModule(MethodModule, Protocol):
+    """The face of a method that learns masks."""
+
+    def learn(
+        self, model: PatchableModel, workload: Workload, options: Any = ..., checkpoint: Path | None = None
+    ) -> LearnedMasks:
+        """Scores, the circuit of the learned size, and the ablation with what was learned of it.
+
+        checkpoint: a file from which learning goes on where it was stopped, and that it keeps up to date.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Method:
     """One line of the table."""
@@ -60,12 +78,19 @@ class Method:
     """Import path of the file that holds `Options` and `score`."""
     gradients: bool = True
     """Whether its scores estimate by gradients, which do not see gates open or close, what dropping edges does."""
+    learned: bool = False
+    """Whether its file also defines `learn` (see `LearningModule`). Such scores are of all pairs together: they have no
+    standard errors, `on_batch` is not called, and how pairs are cut into batches moves them as a seed does."""
 
     bounded: bool = False
     """Whether a bound on the effects of missed nodes is part of it."""
 
     def load(self) -> MethodModule:
         """The method itself (imports torch)."""
+        return importlib.import_module(self.module)  # type: ignore[return-value]
+
+    def load_learning(self) -> LearningModule:
+        """The method itself, where it is `learned`."""
         return importlib.import_module(self.module)  # type: ignore[return-value]
 
     def options(self, settings: Mapping[str, Any]) -> Any:
@@ -117,6 +142,20 @@ METHODS: dict[str, Method] = {
         "discovery.methods.information_flow",
         gradients=False,
     ),
+    "edge-masks": Method(
+        "edge-masks",
+        "Edge Pruning: masks over edges and nodes, learned down to a target sparsity (sparsity, node_sparsity, steps)",
+        "discovery.methods.edge_masks",
+        gradients=False,
+        learned=True,
+    ),
+    "uniform-gradients": Method(
+        "uniform-gradients",
+        "uniform gradient sampling: how likely each edge is kept, at a cost per edge (penalty, steps)",
+        "discovery.methods.uniform_gradients",
+        gradients=False,
+        learned=True,
+    ),
     "exact": Method(
         "exact",
         "every edge really patched, one at a time: the ground truth, and slow",
@@ -153,3 +192,4 @@ if TYPE_CHECKING:  # the type checker proves that every file has the face; a tes
         random,
         relp,
     )
+    _LEARNING: tuple[LearningModule, ...] = (edge_masks, uniform_gradients)

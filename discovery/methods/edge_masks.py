@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from graphs.prune import edge_count, select_top
 from graphs.scores import EdgeScores
 
 _NAME = "edge-masks"
+_DRAWS = 16  # masks by which the sparsity at the start is measured
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,22 @@ class Options:
     """Share of the edges to be dropped in the end."""
     node_sparsity: float | None = None
     """Share of the nodes to be closed in the end; none: no constraint but the edges'."""
-    steps: int = 400
+    steps: int = 300
     """Steps of Adam."""
-    pairs: int = 32
-    """Pairs of one step."""
-    samples: int = 1
-    """Masks drawn in one step."""
-    rate: float = 0.3
-    """Learning rate of masks; rises at first, then falls to zero along a line."""
-    multiplier_rate: float = 0.8
+    pairs: int = 4
+    """Pairs of one step. Many masks on few pairs learn faster than one mask on many."""
+    samples: int = 8
+    """Masks drawn in one step; each is run on all of its pairs."""
+    rate: float = 0.1
+    """Learning rate of masks; falls to zero along a line over the last 30 % of the steps."""
+    multiplier_rate: float = 2.0
     """Learning rate of the multipliers that enforce the sparsity."""
     warmup: float = 0.8
-    """Share of the steps in which the target sparsity rises from zero along a line."""
+    """Share of the steps in which the target sparsity rises, along a line, from that of the masks at the start."""
     start: Start = "eap-ig"
     """Method whose |scores| order the masks at the start; none: all alike."""
-    log_alpha: float = 4.0
-    """Mean of log alpha at the start."""
+    log_alpha: float = 1.0
+    """Mean log alpha of the edges at the start."""
     spread: float = 3.0
     """How far the best edge starts above the mean, and the worst below, by rank."""
     loss: Loss = "kl"
@@ -81,7 +82,10 @@ class EdgePruning:
         self._targets = [target for target in (options.sparsity, options.node_sparsity) if target is not None]
         self._multipliers = torch.zeros(len(self._targets), 2, device=masks.edges.device, requires_grad=True)
         self._progress = 0.0
-        self._seen = torch.zeros(len(self._targets))
+        with torch.no_grad():
+            self._seen = self._first = self._sparsities(
+                *masks.draw(_DRAWS, torch.Generator().manual_seed(options.seed))
+            )
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -93,21 +97,25 @@ class EdgePruning:
         ]
 
     def begin(self, progress: float) -> float:
-        """Moves the targets on; the rate rises over the first fifteenth of the steps and falls along a line."""
+        """Moves the targets on; the rate rises over the first fifteenth of the steps and falls over the last 30 %."""
         self._progress = progress
         return min(1.0, 15 * progress + 1 / self._options.steps, (1.0 - progress) / 0.3)
 
-    def masks(
-        self, count: int, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "mask src dst"], Float[Tensor, ""]]:
+    def masks(self, count: int, generator: torch.Generator) -> tuple[Float[Tensor, "mask src dst"], Float[Tensor, ""]]:
         """Drawn masks, and the Lagrangians of their sparsities."""
         keep, nodes = self.hard_concrete.draw(count, generator)
-        sparsities = [1 - keep.sum() / (count * self.hard_concrete.edges.numel()), 1 - nodes.mean()]
-        seen = torch.stack(sparsities[: len(self._targets)])
-        now = torch.tensor(self._targets, device=seen.device) * min(1.0, self._progress / max(self._options.warmup, 1e-9))
+        seen = self._sparsities(keep, nodes)
         self._seen = seen.detach()
-        away = seen - now
+        risen = min(1.0, self._progress / self._options.warmup) if self._options.warmup else 1.0
+        away = seen - torch.lerp(self._first, torch.tensor(self._targets, device=seen.device), risen)
         return keep, (self._multipliers[:, 0] * away + self._multipliers[:, 1] * away.square()).sum()
+
+    def _sparsities(
+        self, keep: Float[Tensor, "mask src dst"], nodes: Float[Tensor, "mask node"]
+    ) -> Float[Tensor, " target"]:
+        """Of the edges, and of the nodes where they have a target."""
+        edges = 1 - keep.sum() / (len(keep) * self.hard_concrete.edges.numel())
+        return torch.stack([edges, 1 - nodes.mean()][: len(self._targets)])
 
     def shown(self) -> dict[str, str]:
         """Sparsity of edges, and of nodes where that has a target."""
@@ -136,10 +144,10 @@ def learn(
 
 
 def start_masks(model: PatchableModel, workload: Workload, options: Options) -> HardConcreteMasks:
-    """The masks before the first step: by rank of the scores of `options.start`."""
+    """The masks before the first step: edges by rank of the scores of `options.start`, nodes as open as the best edge."""
     ranks = ranks_at_start(model, workload, options.start, _NAME)
     edges = options.log_alpha + options.spread * ranks
-    return HardConcreteMasks(model.topology, edges, options.log_alpha, getattr(model, "device", None))
+    return HardConcreteMasks(model.topology, edges, options.log_alpha + options.spread, getattr(model, "device", None))
 
 
 def score(

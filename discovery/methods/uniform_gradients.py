@@ -79,7 +79,9 @@ def coefficients(log_odds: Float[Tensor, "*any"], uniform: Float[Tensor, "*any"]
 class UniformSampling:
     """Log odds of every possible edge."""
 
-    def __init__(self, topology: Topology, start: Float[Tensor, "src dst"], options: Options, device: Any = None) -> None:
+    def __init__(
+        self, topology: Topology, start: Float[Tensor, "src dst"], options: Options, device: Any = None
+    ) -> None:
         """start: log odds at the start."""
         self._topology = topology
         self._options = options
@@ -100,9 +102,7 @@ class UniformSampling:
         """The rate is held for two thirds of the steps."""
         return min(1.0, 3 * (1 - progress))
 
-    def masks(
-        self, count: int, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "mask src dst"], Float[Tensor, ""]]:
+    def masks(self, count: int, generator: torch.Generator) -> tuple[Float[Tensor, "mask src dst"], Float[Tensor, ""]]:
         """Drawn coefficients, and the cost of the edges that are expected to be kept."""
         uniform = torch.rand((count, len(self.log_odds)), generator=generator).to(self.log_odds.device)
         keep = self._spread(coefficients(self.log_odds.expand(count, -1), uniform))

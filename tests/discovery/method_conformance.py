@@ -18,9 +18,14 @@ from discovery.workload import Workload
 from graphs.node_scores import NodeScores
 from graphs.scores import EdgeScores
 
+LEARNED = tuple(name for name, line in METHODS.items() if line.learned)
 SEES_THE_MODEL = tuple(name for name in METHODS if name != "random")
 LINEAR = ("eap", "eap-ig", "clean-corrupted")
-QUICK = {"eap-ig-activations": {"steps": 1}}
+QUICK = {
+    "eap-ig-activations": {"steps": 1},
+    "edge-masks": {"steps": 2, "samples": 2, "start": "eap"},
+    "uniform-gradients": {"steps": 2, "samples": 2},
+}
 """Options under which a method says the same sort of thing sooner."""
 CLEAN_ALONE = ("information-flow",)
 """Methods that do not look at the corrupt prompts."""
@@ -41,7 +46,10 @@ def check_method(
     assert np.isnan(scores.values[~possible]).all()
     again = method.score(model, workload, options)
     close(scores, again, tolerance)
-    if name in SEES_THE_MODEL:
+    if name in LEARNED:
+        assert scores.stderr is None
+        assert ((scores.values[possible] >= 0) & (scores.values[possible] <= 1)).all()
+    elif name in SEES_THE_MODEL:
         score = partial(method.score, model, options=options)
         check_batch_sizes(score, workload, scores, tolerance)
         check_stderr(score, workload, scores, tolerance)

@@ -15,7 +15,7 @@ from discovery.methods import METHODS, eap, eap_ig, exact, method, random
 from discovery.metrics import Metric
 from discovery.model import Point
 from discovery.workload import Workload
-from tests.discovery.method_conformance import LINEAR, check_method, check_needs_gradient, close
+from tests.discovery.method_conformance import LINEAR, QUICK, check_method, check_needs_gradient, close
 from tests.discovery.residual_model import (
     FLAT,
     LOGIT_DIFFERENCE,
@@ -176,11 +176,11 @@ def test_exact_takes_a_metric_without_a_gradient() -> None:
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
 def test_no_pairs_is_an_error_and_one_pair_has_no_standard_error(name: str) -> None:
-    score = METHODS[name].load().score
+    score, options = METHODS[name].load().score, METHODS[name].options(QUICK.get(name, {}))
     with pytest.raises(ValueError, match="no prompt pairs"):
-        score(ResidualModel(), replace(workload(), batches=()))
+        score(ResidualModel(), replace(workload(), batches=()), options)
     single = replace(workload(), batches=(token_batch([3]),))
-    assert score(ResidualModel(), single).stderr is None
+    assert score(ResidualModel(), single, options).stderr is None
 
 
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])
