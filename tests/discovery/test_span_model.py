@@ -18,6 +18,7 @@ from discovery.loading import check_first_batch
 from discovery.model import PatchableModel, Point
 from discovery.span_model import SpanModel
 from discovery.workload import Workload
+from graphs.scores import EdgeScores
 from graphs.span_topology import Spans
 from tests.discovery.method_conformance import check_method
 from tests.discovery.plain_span_hooks import PlainSpanHooks
@@ -159,6 +160,7 @@ def test_methods_conform_and_evaluation_has_its_ends(family: str, name: str) -> 
     batches = (token_batch([6, 4], 41, seed=1), token_batch([5], 41, seed=2, first=2))
     work = Workload(tuple(with_spans(batch, model) for batch in batches), LOGIT_DIFFERENCE, COUNTERFACTUAL)
     scores = check_method(name, model, work, tolerance=1e-4)
+    assert isinstance(scores, EdgeScores)
     assert check_first_batch(model, work.batches[0]) < 1e-5
     points = evaluate(model, work, scores, sizes=(0.0, 0.3, 1.0), bootstrap=0, random_baseline=0).points
     assert (points[0].faithfulness, points[0].completeness) == (0, 1)
