@@ -186,7 +186,7 @@ class PatchedRun(BlockRun):
             projected = None
             if own is not None and chosen:
                 begin = mixed.index(chosen[0])
-                projected = self._project_own(block, port, own[:, begin : begin + len(chosen)], local)
+                projected = self._project_own(block, port, own[:, begin : begin + len(chosen)], local).flatten(0, 1)
             if projected is not None and len(chosen) == len(slots):
                 parts.append(projected)
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from discovery.workload import Workload
 _VECTORS_PER_TOKEN = 12
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Knows the metric of a circuit, at first the whole model, and measures smaller ones."""
 

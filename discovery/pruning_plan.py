@@ -16,10 +16,16 @@ class PruningPlan:
 
     slots: Bool[np.ndarray, " dst"]
     """Slots that may read something else and whose node matters."""
+    narrow: Bool[np.ndarray, " dst"]
+    """Slots that matter only where logits are read."""
     sources: Bool[np.ndarray, " src"]
     """Sources that may write something else and that matter."""
     everywhere: Bool[np.ndarray, " src"]
     """Sources that matter at all positions; the others matter where logits are read, or not at all."""
+
+    def reads(self, column: int, at_reads: bool) -> bool:
+        """Whether a slot must be read again where logits are read alone, or (not `at_reads`) at all positions."""
+        return bool(self.slots[column]) and bool(self.narrow[column]) == at_reads
 
 
 def plan_pruning(
@@ -43,17 +49,18 @@ def plan_pruning(
         if slots[column]:
             changed[list(fed)] = True
     matters, everywhere = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    narrow = np.zeros_like(slots)
     for column in reversed(range(len(stages))):
         fed = list(stages[column])
         if fed and not matters[fed].any():
             slots[column] = False
             continue
-        readers = kept[:, column]
-        matters |= readers
         # Keys and values are read from every position; all else works position by position.
-        if topology.targets[column].port in ("k", "v") or (fed and everywhere[fed].any()):
-            everywhere |= readers
-    return PruningPlan(slots, changed & matters, everywhere)
+        narrow[column] = topology.targets[column].port not in ("k", "v") and not (fed and everywhere[fed].any())
+        matters |= kept[:, column]
+        if not narrow[column]:
+            everywhere |= kept[:, column]
+    return PruningPlan(slots, narrow, changed & matters, everywhere)
 
 
 def changed_by(topology: Topology, coupled: bool) -> tuple[tuple[int, ...], ...]:

@@ -17,7 +17,7 @@ from discovery.baseline import scaled_mix
 from discovery.block_run import BlockRun, Recorded
 from discovery.blocks import Block, Projected
 from discovery.pruning_plan import changed_by, plan_pruning
-from graphs.node import Port
+from graphs.node import PORTS, Port
 from graphs.topology import Topology
 
 
@@ -65,7 +65,7 @@ class PruningRun(BlockRun):
         self._wide_values = values.new_empty((len(masks), wide, *values.shape[1:]))
         reads = len(self._recorded.read_rows)
         self._narrow_values = values.new_empty((len(masks), narrow, reads, self._d_model))
-        self._projected: dict[int, list[tuple[int, list[int], Tensor]]] = {}
+        self._projected: dict[int, dict[Port, list[tuple[bool, list[int], Tensor]]]] = {}
 
     @property
     def reaches_logits(self) -> bool:
@@ -89,11 +89,12 @@ class PruningRun(BlockRun):
         for index, source in enumerate(self._narrow):
             there = (recorded.read_rows, recorded.read_columns)
             state.values[source][there] += self._narrow_values[place, index]
-        rows = slice(place * self._rows, (place + 1) * self._rows)
-        for layer, parts in self._projected.items():
-            slots = [part.clone() for part in state.projected[layer]]
-            for which, local, projected in parts:
-                slots[which][:, :, local] = projected[rows].to(slots[which].dtype)
+        for layer, ports in self._projected.items():
+            slots = list(state.projected[layer])
+            for port, parts in ports.items():
+                which = PORTS.index(port)
+                mine = [(at_reads, local, projected[place : place + 1]) for at_reads, local, projected in parts]
+                slots[which] = self._put(slots[which][None], mine)
             state.projected[layer] = Projected(*slots)
 
     def _add(self, source: int, value: Float[Tensor, "mask *place d_model"], at_reads: bool) -> None:
@@ -158,31 +159,40 @@ class PruningRun(BlockRun):
 
     def _project(self, block: Block) -> Projected:
         """The block's slots: those of the state's run, but for the ones that change."""
+        base, norm = self._baseline.attention_in[block.index], block.attention_norm
         ports = self._ports(block)
-        columns = [column for slots in ports.values() for column in slots if self._plan.slots[column]]
-        inputs = self._inputs(columns, self._baseline.attention_in[block.index], at_reads=False)
-        own = inputs if block.attention_norm is None else block.attention_norm(inputs)
-        parts: list[Tensor] = []
-        start = 0
-        for which, (port, slots) in enumerate(ports.items()):
-            local = [column - slots.start for column in slots if self._plan.slots[column]]
-            part = own[:, start : start + len(local)]
-            start += len(local)
-            parts.append(self._one_port(block, port, which, part, local))
-        return Projected(*parts)
+        found: dict[Port, list[tuple[bool, list[int], Tensor]]] = {port: [] for port in ports}
+        for at_reads in (False, True):
+            columns = [column for slots in ports.values() for column in slots if self._plan.reads(column, at_reads)]
+            if not columns:
+                continue
+            inputs = self._inputs(columns, base, at_reads)
+            own = inputs if norm is None else norm(inputs)
+            for port, slots in ports.items():
+                local = [column - slots.start for column in columns if column in slots]
+                if local:
+                    part = own[:, [column in slots for column in columns]]
+                    found[port].append((at_reads, local, self._project_own(block, port, part, local)))
+        self._projected[block.index] = {port: parts for port, parts in found.items() if parts}
+        return Projected(*(self._put(self._known(block, port), parts) for port, parts in found.items()))
 
-    def _one_port(self, block: Block, port: Port, which: int, own: Tensor, local: list[int]) -> Tensor:
-        known = self._state.projected[block.index][which]
-        out = known.expand(self._masks, *known.shape).flatten(0, 1)
-        if not local:
-            return out
-        projected = self._project_own(block, port, own, local)
-        self._projected.setdefault(block.index, []).append((which, local, projected))
-        if len(local) == known.shape[2]:
-            return projected
-        out = out.clone()
-        out[:, :, local] = projected.to(out.dtype)
-        return out
+    def _known(self, block: Block, port: Port) -> Float[Tensor, "mask row pos slot d_head"]:
+        known = self._state.projected[block.index][PORTS.index(port)]
+        return known.expand(self._masks, *known.shape)
+
+    def _put(
+        self, known: Float[Tensor, "mask row pos slot d_head"], parts: list[tuple[bool, list[int], Tensor]]
+    ) -> Float[Tensor, "rows pos slot d_head"]:
+        """Slots with the new ones put in, at all positions or at the reads."""
+        out = known.clone() if parts else known
+        for at_reads, local, projected in parts:
+            if not at_reads:
+                out[:, :, :, local] = projected.to(out.dtype)
+                continue
+            rows, columns = self._recorded.read_rows, self._recorded.read_columns
+            for place, slot in enumerate(local):
+                out[:, rows, columns, slot] = projected[..., place, :].to(out.dtype)
+        return out.flatten(0, 1)
 
     def _feed_forward(self, block: Block) -> None:
         source = self._first_source(block) + block.heads

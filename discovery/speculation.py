@@ -54,13 +54,20 @@ def prune_in_order(
     expected: Bool[np.ndarray, "src dst"],
     reach: tuple[tuple[int, ...], ...] | None,
     decided: Callable[[Decision], None],
+    kept: Bool[np.ndarray, "src dst"] | None = None,
 ) -> Work:
     """Takes every candidate out in turn, and puts it back where `keeps` says so of what the metric lost.
 
     order: candidates, later stages first. expected: True where an edge will likely be kept; changed in place. reach: see
-    `discovery.pruning.reach_of`. decided: called with every decision, in order.
+    `discovery.pruning.reach_of`. decided: called with every decision, in order. kept: the circuit to begin with, when decisions
+    before `order` have been taken; changed in place.
     """
-    kept, work, size = topology.possible.copy(), Work(), _FIRST_BATCH
+    work, size = Work(), _FIRST_BATCH
+    if kept is None:
+        kept = topology.possible.copy()
+    elif not np.array_equal(kept, topology.possible):
+        judge.measure(kept[None])
+        judge.accept(0)
     for column, candidates in groupby(order, key=itemgetter(1)):  # runs of one slot's edges share all that follows
         waiting = list(candidates)
         if reach is not None and reach[column] and not kept[list(reach[column])].any():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from graphs.topology import Topology
 
@@ -23,6 +25,14 @@ class EdgeScores:
     stderr: Float[np.ndarray, "src dst"] | None = None
     """Standard error of `values` over examples, where the method gives one."""
 
+    kept: Bool[np.ndarray, "src dst"] | None = None
+    """The circuit that the method itself decides on, where it decides; chosen when no size is asked for."""
+    exact: Bool[np.ndarray, "src dst"] | None = None
+    """Where only some edges were really patched: True at those."""
+    bound: Float[np.ndarray, "src dst"] | None = None
+    """How far the values may be from exact patching's, where the method says so (0 at exact ones)."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the method found, as JSON holds it: by short names, for run.json and summaries."""
     partial: bool = False
     """True where only some edges have a score and the others are NaN: a circuit read from a file has its own edges'
     alone."""

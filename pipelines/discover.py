@@ -29,8 +29,10 @@ from pipelines.store import (
     NODES,
     RUN,
     SCORES,
+    UNFINISHED,
     RunConflict,
     RunStore,
+    StoredJournal,
 )
 
 if TYPE_CHECKING:
@@ -218,7 +220,10 @@ def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
     scores = keep_nodes(store, found)
     store.write_draws(draws)
     store.write_scores(scores, config.task.source)
+    if scores.facts:
+        store.run["method"] = dict(scores.facts)
     _finish(store, inputs, "scores")
+    StoredJournal(store, UNFINISHED).clear()
     return scores
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.config import RunConfig
 from pipelines.inputs import Inputs
-from pipelines.store import RunStore
+from pipelines.store import UNFINISHED, RunStore, StoredJournal
 
 if TYPE_CHECKING:
     from discovery.methods import Method
@@ -37,7 +37,9 @@ def score(config: RunConfig, inputs: Inputs, store: RunStore) -> tuple[EdgeScore
     options, topology, draws = line.options(config.method.options), inputs.model.topology, {}
     resamples = Resamples(topology, inputs.train, wanted.resamples, config.seed) if wanted.resamples >= 2 else None
     with inputs.clock.time("scores"):
-        scores = line.load().score(inputs.model, inputs.train, options, None if resamples is None else resamples.add)
+        on_batch = None if resamples is None else resamples.add
+        extra: dict[str, Any] = {"journal": StoredJournal(store, UNFINISHED)} if line.resumes else {}
+        scores = line.load().score(inputs.model, inputs.train, options, on_batch, **extra)
         if wanted.seeds >= 2 and hasattr(options, "seed"):
             draws["seeds"] = _other_seeds(line, options, inputs, scores, wanted.seeds)
     tables = None if resamples is None else resamples.tables()

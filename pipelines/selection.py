@@ -101,9 +101,11 @@ def sure_edges(circuit: Circuit) -> int | None:
 def cutter(config: RunConfig, inputs: Inputs, scores: EdgeScores) -> Callable[[EdgeScores], Circuit]:
     """How the settings cut a circuit out of scores such as these.
 
-    Without edges, size and threshold: as many edges as the smallest standard size has whose faithfulness on (some of)
-    the scoring split is at least `selection.reach`. The held-out pairs have no say.
+    Without edges, size and threshold: the method's own circuit, where it decides on one (of draws as many edges); else as
+    many edges as the smallest standard size has whose faithfulness on (some of) the scoring split is at least
+    `selection.reach`. The held-out pairs have no say.
     """
+    from graphs.circuit import Circuit
     from graphs.prune import SELECTIONS, edge_count, select_threshold
 
     chosen = config.selection
@@ -112,6 +114,13 @@ def cutter(config: RunConfig, inputs: Inputs, scores: EdgeScores) -> Callable[[E
         if chosen.rule != "top":
             raise ConfigError(f"selection.threshold and selection.rule = {chosen.rule!r} exclude each other")
         return lambda each: select_threshold(each, threshold, chosen.by)
+    if chosen.edges is None and chosen.size is None and scores.kept is not None:
+        own = int(scores.kept.sum())
+        return lambda each: (
+            SELECTIONS[chosen.rule](each, own, chosen.by)
+            if each.kept is None
+            else Circuit(each.topology, each.kept, each)
+        )
     if chosen.edges is not None:
         count = chosen.edges
     else:

@@ -32,16 +32,40 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
     "features.json",
 )
 DRAWS = "draws.safetensors"
+UNFINISHED = "unfinished.npz"
 LABELS, EVIDENCE, GROUPS, STORY = "labels.json", "evidence", "groups.json", "story.json"
 CONSTANTS = "constants.safetensors"
 NODE_ARRAYS = "nodes.safetensors"
 TASK_GRAPH, CONTRAST = "task_graph.json", "contrast.json"
+_EXTRA_SCORES = {"stderr": np.float32, "kept": np.bool_, "exact": np.bool_, "bound": np.float32}
+"""What scores may hold beside their values, and as what it is stored."""
 IDENTITY = ("edgewise", "config", "inputs")
 """What of run.json must agree for results on disk to be reused."""
 
 
 class RunConflict(ValueError):
     """A run directory that holds results of other settings, inputs or versions, or files that cannot be read."""
+
+
+class StoredJournal:
+    """The unfinished work of one step of a run; see `discovery.journal`."""
+
+    def __init__(self, store: RunStore, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def read(self) -> bytes | None:
+        """What was written last."""
+        path = self._store.path(self._name)
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, content: bytes) -> None:
+        """Replaces what was written before."""
+        self._store.write_bytes(self._name, content)
+
+    def clear(self) -> None:
+        """Forgets it: the step is done."""
+        self._store.path(self._name).unlink(missing_ok=True)
 
 
 class RunStore:
@@ -106,6 +130,7 @@ class RunStore:
             LABELS,
             GROUPS,
             STORY,
+            UNFINISHED,
         ):
             self.path(path).unlink(missing_ok=True)
         for folder in (EXPORTS, EVALUATIONS, EVIDENCE):
@@ -193,16 +218,19 @@ class RunStore:
         return path
 
     def write_scores(self, scores: EdgeScores, task: str) -> Path:
-        """scores.safetensors: `values` [src, dst] float32 with NaN where no edge is possible, `stderr` where known."""
+        """scores.safetensors: `values` [src, dst] float32 with NaN where no edge is possible, and what else is known."""
         values = np.where(scores.topology.possible, scores.values, np.nan).astype(np.float32)
         tensors = {"values": values}
-        if scores.stderr is not None:
-            tensors["stderr"] = np.asarray(scores.stderr, np.float32)
+        for name, kind in _EXTRA_SCORES.items():
+            extra = getattr(scores, name)
+            if extra is not None:
+                tensors[name] = np.asarray(extra, kind)
         metadata = {
             "sources": json.dumps([str(node) for node in scores.topology.sources]),
             "targets": json.dumps([str(slot) for slot in scores.topology.targets]),
             "task": task,
             "method": scores.method,
+            "facts": json.dumps(_finite(scores.facts)),
         }
         return self.write_bytes(SCORES, save_tensors(tensors, metadata))
 
@@ -231,7 +259,9 @@ class RunStore:
             if json.loads(metadata.get(key, "[]")) != [str(node) for node in nodes]:
                 raise RunConflict(f"{self.path(SCORES)}: the {key} are not those of this model")
         tensors = load_tensors(content)
-        return EdgeScores(topology, tensors["values"], metadata["method"], tensors.get("stderr"))
+        extra: dict[str, Any] = {name: tensors[name] for name in _EXTRA_SCORES if name in tensors}
+        facts = json.loads(metadata.get("facts", "{}"))
+        return EdgeScores(topology, tensors["values"], metadata["method"], facts=facts, **extra)
 
 
 def first_difference(stored: Any, wanted: Any, name: str) -> str | None:

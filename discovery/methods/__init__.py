@@ -13,6 +13,7 @@ from discovery.options import build_options
 if TYPE_CHECKING:
     from discovery.mask_training import LearnedMasks
     from discovery.methods import (
+        acdc,
         atp,
         atp_star,
         clean_corrupted,
@@ -81,6 +82,9 @@ class Method:
     learned: bool = False
     """Whether its file also defines `learn` (see `LearningModule`). Such scores are of all pairs together: they have no
     standard errors, `on_batch` is not called, and how pairs are cut into batches moves them as a seed does."""
+
+    resumes: bool = False
+    """Whether its `score` takes a `journal` (see `discovery.journal`) and goes on from what that holds."""
 
     bounded: bool = False
     """Whether a bound on the effects of missed nodes is part of it."""
@@ -162,6 +166,13 @@ METHODS: dict[str, Method] = {
         "discovery.methods.exact",
         gradients=False,
     ),
+    "acdc": Method(
+        "acdc",
+        "ACDC: edges taken out one after the other unless that hurts by tau; the same circuit as the plain loop's",
+        "discovery.methods.acdc",
+        gradients=False,
+        resumes=True,
+    ),
     "random": Method(
         "random",
         "seeded random scores: the baseline that any method must beat",
@@ -181,6 +192,7 @@ def method(name: str) -> Method:
 
 if TYPE_CHECKING:  # the type checker proves that every file has the face; a test checks that every line loads
     _FACES: tuple[MethodModule, ...] = (
+        acdc,
         atp,
         atp_star,
         clean_corrupted,
