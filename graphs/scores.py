@@ -25,6 +25,9 @@ class EdgeScores:
     stderr: Float[np.ndarray, "src dst"] | None = None
     """Standard error of `values` over examples, where the method gives one."""
 
+    partial: bool = False
+    """True where only some edges have a score and the others are NaN: a circuit read from a file has its own edges'
+    alone."""
     kept: Bool[np.ndarray, "src dst"] | None = None
     """The circuit that the method itself decides on, where it decides; chosen when no size is asked for."""
     exact: Bool[np.ndarray, "src dst"] | None = None
@@ -33,9 +36,6 @@ class EdgeScores:
     """How far the values may be from exact patching's, where the method says so (0 at exact ones)."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else the method found, as JSON holds it: by short names, for run.json and summaries."""
-    partial: bool = False
-    """True where only some edges have a score and the others are NaN: a circuit read from a file has its own edges'
-    alone."""
 
     def __post_init__(self) -> None:
         if self.values.shape != self.topology.possible.shape:
