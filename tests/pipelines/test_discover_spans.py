@@ -63,7 +63,7 @@ def test_a_run_over_spans_is_drawn_resumed_and_judged_again(
     assert all(str(edge.source) in drawn for edge, _ in circuit.edges[:5])
     assert load_file(run / "scores.safetensors")["values"].shape == circuit.topology.possible.shape
     assert main([*command, "--spans", "task"]) == 0
-    assert "reused" in capsys.readouterr().out
+    assert "(stored)" in capsys.readouterr().out
     assert main(["evaluate", str(run), "--ablation", "mean", "--sizes", "0.1,1"]) == 0
     assert "100 %" in capsys.readouterr().out
 
