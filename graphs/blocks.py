@@ -126,9 +126,14 @@ def _single_block(drawn: _Drawn, node: NodeId) -> Block:
     return Block((box,), (node,), tuple((slot, offset[slot.port]) for slot in slots))
 
 
+def shared_name(slot: Slot) -> str:
+    """What a key/value head that several heads share is called: `a2.kv0`, with its span where it has one."""
+    return str(slot.node).replace(".h", ".kv", 1)
+
+
 def _shared_block(drawn: _Drawn, slot: Slot, alive: list[NodeId]) -> Block:
     """A key/value head with its k and v tabs, and beside it the query heads that it serves."""
-    own = drawn.cell(f"a{slot.node.layer}.kv{slot.node.index}", "kv", _KV_WIDTH)
+    own = drawn.cell(shared_name(slot), "kv", _KV_WIDTH)
     cells = [own, *(drawn.cell(str(node), "head", drawn.head_width) for node in alive)]
     tabs = [(s, own.width / 2 + (-9 if s.port == "k" else 9)) for s in drawn.slots if s in _pair(slot)]
     left = own.width

@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from graphs.arrangement import arrange
 from graphs.blocks import TAB_HEIGHT, TAB_WIDTH, Block, Cell, blocks_by_row
 from graphs.circuit import Circuit
+from graphs.columns import Column, arrange_columns, spans_in
 from graphs.node import NodeId, Slot
+
+_HEADING = 20.0  # room for the names of columns
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Layout:
     """The x interval of the middle column, which a row without middle boxes leaves free."""
     rank: Mapping[NodeId | Slot, int]
     """Row of each source and of each slot, as an index into `walls`."""
+    columns: tuple[Column, ...] = ()
+    """Of a graph with spans: its spans from left to right."""
 
 
 def layered_layout(circuit: Circuit, labels: Mapping[str, str] | None = None) -> Layout:
@@ -72,13 +77,18 @@ def layered_layout(circuit: Circuit, labels: Mapping[str, str] | None = None) ->
     corridor = (
         max((b.width for row in rows for b in row if b.middle and b.cells[0].kind in ("mlp", "error")), default=0.0) / 2
     )
-    lefts = arrange(rows, links, gap, corridor + gap)
+    order = dict.fromkeys(node.position for node in circuit.topology.sources if node.position is not None)
+    columns: tuple[Column, ...] = ()
+    if spans := spans_in(rows, list(order)):
+        lefts, columns = arrange_columns(rows, links, gap, spans)
+    else:
+        lefts = arrange(rows, links, gap, corridor + gap)
     crossed = [0] * (len(rows) + 1)
     for source, slot, _ in links:
         for r in range(ranks[source] + 1, ranks[slot] + 1):
             crossed[r] += 1
     base = max(24.0, 36 - 0.04 * len(links))
-    return _place(rows, lefts, [base + 1.5 * count**0.5 for count in crossed], ranks, corridor)
+    return _place(rows, lefts, [base + 1.5 * count**0.5 for count in crossed], ranks, corridor, columns)
 
 
 def _links(circuit: Circuit, ranks: Mapping[NodeId | Slot, int]) -> list[tuple[NodeId, Slot, float]]:
@@ -98,6 +108,7 @@ def _place(
     channels: Sequence[float],
     ranks: Mapping[NodeId | Slot, int],
     corridor: float,
+    columns: tuple[Column, ...],
 ) -> Layout:
     """Final coordinates, the origin at the upper left corner."""
     margin = 24.0
@@ -107,7 +118,7 @@ def _place(
     tabs: list[Tab] = []
     walls = []
     tops: dict[int | None, list[float]] = {}
-    y = margin
+    y = margin + (_HEADING if columns else 0)
     for r in range(len(rows) - 1, -1, -1):
         tabbed = any(slot.port for block in rows[r] for slot, _ in block.slots)
         height = max(cell.height for block in rows[r] for cell in block.cells)
@@ -129,6 +140,6 @@ def _place(
     layers = sorted((layer, ys) for layer, ys in tops.items() if layer is not None and layer >= 0)
     bands = tuple(Band(f"layer {layer}", min(ys), max(ys)) for layer, ys in layers)
     order = sorted(cells, key=lambda cell: (-cell.y, cell.x))
-    return Layout(
-        width, y, tuple(order), tuple(tabs), bands, tuple(reversed(walls)), (shift - corridor, shift + corridor), ranks
-    )
+    middle = (width, width) if columns else (shift - corridor, shift + corridor)  # columns leave no middle free
+    moved = tuple(replace(column, left=column.left + shift, right=column.right + shift) for column in columns)
+    return Layout(width, y, tuple(order), tuple(tabs), bands, tuple(reversed(walls)), middle, ranks, moved)

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from graphs.blocks import shared_name
 from graphs.circuit import Circuit
 from graphs.escape import dot_string, shorten, xml_text
 from graphs.exporters.svg import TAB_COLOURS, stroke
@@ -48,7 +49,7 @@ def _shared(circuit: Circuit, slot: Slot) -> bool:
 
 def _box(circuit: Circuit, slot: Slot) -> str:
     """Name of the node that has the slot."""
-    return f"a{slot.node.layer}.kv{slot.node.index}" if _shared(circuit, slot) else str(slot.node)
+    return shared_name(slot) if _shared(circuit, slot) else str(slot.node)
 
 
 def _end(circuit: Circuit, edge: EdgeId) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from graphs.blocks import CELL_HEIGHT, LABEL_HEIGHT, TAB_HEIGHT, TAB_WIDTH, Cell
 from graphs.circuit import Circuit
+from graphs.columns import Column
 from graphs.drawing import GREY, svg_page, svg_text, svg_title, svg_verdict
 from graphs.escape import shorten
 from graphs.layout import Band, Layout, layered_layout
@@ -49,6 +50,7 @@ def export_svg(view: CircuitView) -> bytes:
     aside = (width - _MARGIN_LEFT - layout.width) / 2
     body = [_band(band, width) for band in layout.bands]
     body.append(f'<g transform="translate({aside:.1f} 0)">')
+    body += [_column(column, layout.height, place > 0) for place, column in enumerate(layout.columns)]
     drawn = [_edge(route, score, largest, _surely(circuit, route.edge)) for route, (_, score) in zip(routes, edges)]
     body += drawn[::-1]  # the strongest on top
     body += [_cell(cell, view.tip(cell.name), verdict(view.named.get(cell.name))) for cell in layout.cells]
@@ -88,6 +90,14 @@ def _band(band: Band, width: float) -> str:
     return (
         f'<rect x="{-_MARGIN_LEFT + 4:.1f}" y="{top:.1f}" width="{width - 8:.1f}" height="{height:.1f}" '
         f'rx="4" fill="#f6f6f6"/>' + svg_text(band.label, -_MARGIN_LEFT + 10, top + height / 2 + 4, 11, GREY)
+    )
+
+
+def _column(column: Column, height: float, divided: bool) -> str:
+    """A span's name, and where wanted a line on its left."""
+    line = f'<path d="M{column.left:.1f} 6V{height - 6:.1f}" stroke="#cccccc" stroke-dasharray="2 3"/>'
+    return (line if divided else "") + svg_text(
+        column.label, (column.left + column.right) / 2, 16, 12, GREY, bold=True, anchor="middle"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from graphs.layout import Layout, layered_layout
 from graphs.prune import drop_dead_ends, full_circuit, select_greedy
 from graphs.routing import Route, route_edges, smooth_path
 from graphs.scores import EdgeScores
+from graphs.span_topology import Spans, span_topology
 from graphs.topology import transformer_topology
 
 Scored = Callable[..., EdgeScores]
@@ -27,11 +29,18 @@ SHAPES = [
 LABELS = {"m0": "the first feed-forward block", "a1.h0": "x", "input": "日本語" * 9, "logits": "answer"}
 
 
-@pytest.fixture(params=SHAPES, ids=str)
+SPANS = Spans(("start", "name", "end"), np.tril(np.ones((3, 3), dtype=bool)), np.array([False, False, True]))
+
+
+@pytest.fixture(
+    params=[*((*shape, False) for shape in SHAPES), (3, 4, 2, False, 70, True), (4, 4, 4, True, 60, True)], ids=str
+)
 def circuit(request: pytest.FixtureRequest, scored: Scored) -> Circuit:
-    """Circuits of several shapes, without dead ends."""
-    *shape, edges = request.param
-    return drop_dead_ends(select_greedy(scored(transformer_topology(*shape), 7, ties=False), edges))
+    """Circuits of several shapes, some with spans, without dead ends."""
+    *shape, edges, spans = request.param
+    topology = transformer_topology(*shape)
+    topology = span_topology(topology, SPANS) if spans else topology
+    return drop_dead_ends(select_greedy(scored(topology, 7, ties=False), edges))
 
 
 def _routes(layout: Layout, circuit: Circuit) -> tuple[Route, ...]:
@@ -71,7 +80,7 @@ def test_every_slot_has_its_tab_under_its_own_box(circuit: Circuit) -> None:
     cells = {cell.name: cell for cell in layout.cells}
     for tab in layout.tabs:
         shared = len(circuit.topology.feeds[circuit.topology.target_index[tab.slot]]) > 1
-        name = f"a{tab.slot.node.layer}.kv{tab.slot.node.index}" if shared else str(tab.slot.node)
+        name = str(tab.slot.node).replace("h", "kv", 1) if shared else str(tab.slot.node)
         cell = cells[name]
         assert cell.x < tab.x < cell.x + cell.width
         assert tab.y == pytest.approx(cell.y + cell.height + (TAB_HEIGHT if tab.slot.port else 0))
@@ -126,3 +135,17 @@ def test_the_layout_is_deterministic(circuit: Circuit) -> None:
 def test_a_whole_graph_without_scores_is_placed() -> None:
     circuit = full_circuit(transformer_topology(2, 3))
     assert len(_routes(layered_layout(circuit), circuit)) == circuit.edge_count
+
+
+def test_spans_are_columns_in_their_order(scored: Scored) -> None:
+    topology = span_topology(transformer_topology(3, 4, 2), SPANS)
+    circuit = drop_dead_ends(select_greedy(scored(topology, 3, ties=False), 80))
+    layout = layered_layout(circuit)
+    assert [column.label for column in layout.columns] == ["start", "name", "end"]
+    assert all(left.right <= right.left for left, right in pairwise(layout.columns))
+    for cell in layout.cells:
+        column = next(
+            column for column in layout.columns if column.left <= cell.x and cell.x + cell.width <= column.right
+        )
+        assert cell.name in ("logits", f"{cell.name.partition('@')[0]}@{column.label}")
+    assert layered_layout(full_circuit(transformer_topology(2, 2))).columns == ()
