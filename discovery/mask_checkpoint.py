@@ -1,16 +1,14 @@
-"""Checkpoints of masks that are being learned: one safetensors file, whole or not there at all."""
+"""Masks that are being learned, as the content of a safetensors file."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 
@@ -18,41 +16,33 @@ class BadCheckpoint(ValueError):
     """A checkpoint that cannot be read, or of another run."""
 
 
-def save_checkpoint(path: Path, adam: torch.optim.Adam, plan: Any, step: int) -> None:
-    """Writes parameters and moments; a reader sees the old file or the new one. plan: a dataclass of settings."""
+def to_checkpoint(adam: torch.optim.Adam, plan: Any, step: int) -> bytes:
+    """Parameters and moments as a safetensors file. plan: a dataclass of settings."""
     about = {"plan": json.dumps(dataclasses.asdict(plan)), "step": str(step)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in _tensors(adam).items()}, partial, about)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return save({name: tensor.detach().contiguous() for name, tensor in _tensors(adam).items()}, about)
 
 
-def load_checkpoint(path: Path, adam: torch.optim.Adam, plan: Any) -> int:
-    """Puts a checkpoint's numbers into parameters and optimizer; gives the steps that are done (0 without a file).
+def from_checkpoint(content: bytes, adam: torch.optim.Adam, plan: Any) -> int:
+    """Puts a checkpoint's numbers into parameters and optimizer; gives the steps that are done.
 
-    Raises BadCheckpoint for a file that is damaged or of a run with other settings.
+    Raises BadCheckpoint for content that is damaged or of a run with other settings.
     """
-    if not path.exists():
-        return 0
     try:
-        with safe_open(path, framework="pt") as file:
-            about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        theirs, step = json.loads(about["plan"]), int(about["step"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise BadCheckpoint(f"checkpoint {path} cannot be read ({error}): delete it to start anew") from None
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        theirs, step = json.loads(header["__metadata__"]["plan"]), int(header["__metadata__"]["step"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise BadCheckpoint(f"unfinished masks that cannot be read ({error}): start anew with --overwrite") from None
     own = dataclasses.asdict(plan)
     for name in own:
         if theirs.get(name) != own[name]:
             raise BadCheckpoint(
-                f"checkpoint {path} is of a run with {name} = {theirs.get(name)}, not {own[name]}: delete it to start anew"
+                f"unfinished masks of a run with {name} = {theirs.get(name)}, not {own[name]}: start anew with --overwrite"
             )
     _begin(adam)
     known = _tensors(adam)
     if known.keys() != tensors.keys() or any(known[name].shape != tensors[name].shape for name in known):
-        raise BadCheckpoint(f"checkpoint {path} does not hold the tensors of this run: delete it to start anew")
+        raise BadCheckpoint("unfinished masks of another graph: start anew with --overwrite")
     with torch.no_grad():
         for name, tensor in known.items():
             tensor.copy_(tensors[name])

@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +17,8 @@ from discovery.ablation import Ablation
 from discovery.batch import Batch
 from discovery.batch_pieces import pieces
 from discovery.learned_constants import LearnedConstants
-from discovery.mask_checkpoint import load_checkpoint, save_checkpoint
+from discovery.journal import Journal
+from discovery.mask_checkpoint import from_checkpoint, to_checkpoint
 from discovery.metrics import METRICS
 from discovery.model import PatchableModel
 from discovery.scoring import require_gradient
@@ -36,11 +36,15 @@ class LearnedMasks:
     """What learning gives."""
 
     scores: EdgeScores
-    """For every edge the probability that it is open."""
-    circuit: Circuit
-    """The edges that are kept."""
+    """For every edge the probability that it is open; `kept` are those of the learned circuit."""
     ablation: Ablation
     """What dropped edges carry: the workload's ablation, or the constants that were learned with the masks."""
+
+    @property
+    def circuit(self) -> Circuit:
+        """The edges that are kept."""
+        assert self.scores.kept is not None
+        return Circuit(self.scores.topology, self.scores.kept, self.scores)
 
 
 @runtime_checkable
@@ -90,9 +94,9 @@ def train_masks(
     plan: TrainingPlan,
     constants: LearnedConstants | None = None,
     constants_rate: float = 0.0,
-    checkpoint: Path | None = None,
+    journal: Journal | None = None,
 ) -> None:
-    """Changes the learner's parameters (and the constants) in `plan.steps` steps; goes on from the checkpoint's step.
+    """Changes the learner's parameters (and the constants) in `plan.steps` steps; goes on from what the journal holds.
 
     Every step has a seed of its own, so that a run that was stopped and one that was not end alike.
     """
@@ -102,7 +106,8 @@ def train_masks(
         groups.append({"params": constants.offsets, "lr": constants_rate})
     adam = torch.optim.Adam(groups)
     rates = [group["lr"] for group in adam.param_groups]
-    done = 0 if checkpoint is None else load_checkpoint(checkpoint, adam, plan)
+    content = None if journal is None else journal.read()
+    done = 0 if content is None else from_checkpoint(content, adam, plan)
     saved = time.monotonic()
     order = _pairs_in_order(workload, plan, done)
     with tqdm(total=plan.steps, initial=done, desc=plan.method, unit="step", delay=1, leave=False) as bar:
@@ -113,8 +118,8 @@ def train_masks(
             loss = _step(model, next(order), workload, learner, plan, constants, adam, step)
             bar.set_postfix({"loss": f"{loss:.4g}", **learner.shown()}, refresh=False)
             bar.update()
-            if checkpoint is not None and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
-                save_checkpoint(checkpoint, adam, plan, step + 1)
+            if journal is not None and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+                journal.write(to_checkpoint(adam, plan, step + 1))
                 saved = time.monotonic()
 
 

@@ -165,7 +165,8 @@ def _compute(config: RunConfig, inputs: Inputs, store: RunStore) -> None:
         take_choice(store, inputs)
         inputs.prepare()
         check_graph(config, inputs)
-    keep_constants(store, inputs)
+    if inputs.train.ablation.kind == "optimal" and not store.finished("constants"):
+        store.write_constants(inputs.train.ablation)
     store.note(
         inputs.clock.seconds,
         versions=versions(),
@@ -201,16 +202,6 @@ def take_constants(store: RunStore, inputs: Inputs) -> None:
     """Gives the inputs the optimal constants that a run has learned before, where it has."""
     if store.finished("constants"):
         inputs.constants = store.path(CONSTANTS).read_bytes()
-
-
-def keep_constants(store: RunStore, inputs: Inputs) -> None:
-    """Stores optimal constants, so that nothing is learned twice."""
-    from discovery.constants_file import constants_to_bytes
-
-    ablation = inputs.train.ablation
-    if ablation.kind == "optimal":
-        store.write_bytes(CONSTANTS, constants_to_bytes(ablation))
-        store.finish("constants", None)
 
 
 def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:

@@ -38,8 +38,11 @@ def score(config: RunConfig, inputs: Inputs, store: RunStore) -> tuple[EdgeScore
     resamples = Resamples(topology, inputs.train, wanted.resamples, config.seed) if wanted.resamples >= 2 else None
     with inputs.clock.time("scores"):
         on_batch = None if resamples is None else resamples.add
-        extra: dict[str, Any] = {"journal": StoredJournal(store, UNFINISHED)} if line.resumes else {}
-        scores = line.load().score(inputs.model, inputs.train, options, on_batch, **extra)
+        if line.learned:
+            scores = _learn(line, options, inputs, store)
+        else:
+            extra: dict[str, Any] = {"journal": StoredJournal(store, UNFINISHED)} if line.resumes else {}
+            scores = line.load().score(inputs.model, inputs.train, options, on_batch, **extra)
         if wanted.seeds >= 2 and hasattr(options, "seed"):
             draws["seeds"] = _other_seeds(line, options, inputs, scores, wanted.seeds)
     tables = None if resamples is None else resamples.tables()
@@ -48,6 +51,17 @@ def score(config: RunConfig, inputs: Inputs, store: RunStore) -> tuple[EdgeScore
     if tables is not None:
         draws["resamples"] = tables
     return scores, draws
+
+
+def _learn(line: Method, options: Any, inputs: Inputs, store: RunStore) -> EdgeScores:
+    """The scores of a method that learns masks; constants that were learned with the masks are stored."""
+    journal = StoredJournal(store, UNFINISHED)
+    learned = line.load_learning().learn(inputs.model, inputs.train, options, journal)
+    if learned.ablation is not inputs.train.ablation:
+        journal.clear()  # first: a second learning must not begin at both, these constants and what was unfinished
+        inputs.replace_ablation(learned.ablation)
+        store.write_constants(learned.ablation)
+    return learned.scores
 
 
 def _other_seeds(line: Method, options: Any, inputs: Inputs, scores: EdgeScores | NodeScores, seeds: int) -> np.ndarray:

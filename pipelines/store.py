@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load as load_tensors
@@ -16,6 +16,9 @@ from safetensors.numpy import save as save_tensors
 
 from graphs.scores import EdgeScores
 from graphs.topology import Topology
+
+if TYPE_CHECKING:
+    from discovery.ablation import Ablation
 
 CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY, GRAPH, VALIDATION, FEATURES = (
     "config.toml",
@@ -131,6 +134,7 @@ class RunStore:
             GROUPS,
             STORY,
             UNFINISHED,
+            CONSTANTS,
         ):
             self.path(path).unlink(missing_ok=True)
         for folder in (EXPORTS, EVALUATIONS, EVIDENCE):
@@ -215,6 +219,14 @@ class RunStore:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        return path
+
+    def write_constants(self, ablation: Ablation) -> Path:
+        """constants.safetensors: the constants of an optimal ablation, so that nothing is learned twice."""
+        from discovery.constants_file import constants_to_bytes
+
+        path = self.write_bytes(CONSTANTS, constants_to_bytes(ablation))
+        self.finish("constants", None)
         return path
 
     def write_scores(self, scores: EdgeScores, task: str) -> Path:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from discovery.options import build_options
 
 if TYPE_CHECKING:
+    from discovery.journal import Journal
     from discovery.mask_training import LearnedMasks
     from discovery.methods import (
         acdc,
@@ -58,11 +58,11 @@ class LearningModule(MethodModule, Protocol):
     """The face of a method that learns masks."""
 
     def learn(
-        self, model: PatchableModel, workload: Workload, options: Any = ..., checkpoint: Path | None = None
+        self, model: PatchableModel, workload: Workload, options: Any = ..., journal: Journal | None = None
     ) -> LearnedMasks:
         """Scores, the circuit of the learned size, and the ablation with what was learned of it.
 
-        checkpoint: a file from which learning goes on where it was stopped, and that it keeps up to date.
+        journal: from which learning goes on where it was stopped, and which it keeps up to date.
         """
         ...
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from discovery.hard_concrete import HardConcreteMasks
 from discovery.joint_constants import constants_to_learn
+from discovery.journal import Journal
 from discovery.mask_start import Start, ranks_at_start
 from discovery.mask_training import LearnedMasks, Loss, TrainingPlan, train_masks
 from discovery.model import PatchableModel
@@ -124,23 +124,24 @@ class EdgePruning:
 
 
 def learn(
-    model: PatchableModel, workload: Workload, options: Options | None = None, checkpoint: Path | None = None
+    model: PatchableModel, workload: Workload, options: Options | None = None, journal: Journal | None = None
 ) -> LearnedMasks:
     """Learns the masks; the circuit has as many of the most probable edges as the target sparsity leaves.
 
-    With the ablation `optimal` its constants are learned together with the masks. checkpoint: a file from which a run that
-    was stopped goes on.
+    With the ablation `optimal` its constants are learned together with the masks. journal: from which a run that was stopped
+    goes on.
     """
     options = options or Options()
     plan = TrainingPlan(_NAME, options.steps, options.pairs, options.samples, options.loss, options.seed)
     masks = start_masks(model, workload, options)
     learner = EdgePruning(masks, options)
     constants = constants_to_learn(model, workload)
-    train_masks(model, workload, learner, plan, constants, options.constants_rate, checkpoint)
+    train_masks(model, workload, learner, plan, constants, options.constants_rate, journal)
     topology = model.topology
     scores = EdgeScores(topology, as_table(masks.probabilities().cpu().numpy(), topology), _NAME)
     circuit = select_top(scores, edge_count(topology, 1 - options.sparsity))
-    return LearnedMasks(scores, circuit, workload.ablation if constants is None else constants.finished())
+    scores = replace(scores, kept=circuit.kept)
+    return LearnedMasks(scores, workload.ablation if constants is None else constants.finished())
 
 
 def start_masks(model: PatchableModel, workload: Workload, options: Options) -> HardConcreteMasks:

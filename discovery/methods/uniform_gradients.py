@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.joint_constants import constants_to_learn
+from discovery.journal import Journal
 from discovery.mask_start import Start, ranks_at_start
 from discovery.mask_training import LearnedMasks, Loss, TrainingPlan, train_masks
 from discovery.model import PatchableModel
@@ -123,12 +123,12 @@ class UniformSampling:
 
 
 def learn(
-    model: PatchableModel, workload: Workload, options: Options | None = None, checkpoint: Path | None = None
+    model: PatchableModel, workload: Workload, options: Options | None = None, journal: Journal | None = None
 ) -> LearnedMasks:
     """Learns the probabilities; the circuit has the edges that are kept more likely than not.
 
-    With the ablation `optimal` its constants are learned together with them. checkpoint: a file from which a run that was
-    stopped goes on.
+    With the ablation `optimal` its constants are learned together with them. journal: from which a run that was stopped goes
+    on.
     """
     options = options or Options()
     plan = TrainingPlan(_NAME, options.steps, options.pairs, options.samples, options.loss, options.seed)
@@ -136,11 +136,11 @@ def learn(
     start = options.log_odds + options.spread * ranks
     learner = UniformSampling(model.topology, start, options, getattr(model, "device", None))
     constants = constants_to_learn(model, workload)
-    train_masks(model, workload, learner, plan, constants, options.constants_rate, checkpoint)
+    train_masks(model, workload, learner, plan, constants, options.constants_rate, journal)
     topology = model.topology
     scores = EdgeScores(topology, as_table(learner.probabilities().cpu().numpy(), topology), _NAME)
-    circuit = select_threshold(scores, 0.5)
-    return LearnedMasks(scores, circuit, workload.ablation if constants is None else constants.finished())
+    scores = replace(scores, kept=select_threshold(scores, 0.5).kept)
+    return LearnedMasks(scores, workload.ablation if constants is None else constants.finished())
 
 
 def score(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 import discovery.mask_training as mask_training
 from discovery.ablation import COUNTERFACTUAL
@@ -24,7 +22,7 @@ from discovery.optimal_ablation import LearningSettings
 from discovery.preparation import AblationSettings, prepare_ablation
 from discovery.workload import Workload
 from graphs.circuit import Circuit
-from graphs.compare import jaccard
+from graphs.compare import average_ranks, jaccard
 from graphs.prune import select_top
 from graphs.topology import transformer_topology
 from tests.discovery.residual_model import LOGIT_DIFFERENCE, STEPS, ResidualModel, token_batch
@@ -47,6 +45,18 @@ def planted() -> tuple[ResidualModel, set[tuple[int, int]]]:
             model.maps[slot, source] = 0
     last = len(topology.targets) - 1
     return model, {(0, value), (0, read), (head, read), (0, last), (head, last), (mlp, last)}
+
+
+class Kept:
+    """A journal in memory."""
+
+    content: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self.content
+
+    def write(self, content: bytes) -> None:
+        self.content = content
 
 
 def edges_of(circuit: Circuit) -> set[tuple[int, int]]:
@@ -91,7 +101,9 @@ def test_masks_start_in_the_order_of_the_scores() -> None:
         masks = edge_masks.start_masks(model, work, edge_masks.Options())
         assert (np.diff(masks.edges.detach().numpy()[np.argsort(strength, kind="stable")]) > 0).all()
         found = masks.probabilities().numpy()[possible]
-        assert spearmanr(found, strength).statistic > 0.99  # edges into the logits have a gate less
+        assert (
+            np.corrcoef(average_ranks(found), average_ranks(strength))[0, 1] > 0.99
+        )  # edges into the logits have a gate less
     alike = edge_masks.start_masks(model, WORK, edge_masks.Options(start="none")).edges
     assert float(alike.detach().std()) == 0
     with pytest.raises(ValueError, match="use 'eap-ig'"):
@@ -103,7 +115,7 @@ def test_edge_masks_find_a_planted_circuit(loss: mask_training.Loss) -> None:
     model, truth = planted()
     size = len(truth) + 0.5
     options = edge_masks.Options(
-        sparsity=1 - size / model.topology.edge_count, start="none", steps=80, pairs=7, samples=3, rate=0.3, loss=loss
+        sparsity=1 - size / model.topology.edge_count, start="none", steps=200, pairs=7, samples=3, rate=0.3, loss=loss
     )
     learned = edge_masks.learn(model, WORK, options)
     assert learned.circuit.edge_count == len(truth)
@@ -139,18 +151,19 @@ def test_equal_seeds_learn_equally_and_seeds_agree_on_a_planted_circuit(name: st
     model, truth = planted()
     line = METHODS[name]
     assert line.learned
-    settings: dict[str, Any] = {"steps": 50, "pairs": 7, "samples": 3, "rate": 0.3, "start": "none"}
+    settings: dict[str, Any] = {"steps": 60, "pairs": 7, "samples": 3, "rate": 0.3, "start": "none"}
     settings |= {"sparsity": 0.6} if name == "edge-masks" else {"penalty": 0.005}
-    scores = [line.load().score(model, WORK, line.options({**settings, "seed": seed})) for seed in (0, 0, 1, 2)]
+    module = line.load_learning()
+    scores = [module.learn(model, WORK, line.options({**settings, "seed": seed})).scores for seed in (0, 0, 1, 2)]
     np.testing.assert_array_equal(scores[0].values, scores[1].values)
     assert not np.array_equal(scores[0].values, scores[2].values, equal_nan=True)
     circuits = [select_top(one, len(truth)) for one in scores[1:]]
-    assert np.mean([jaccard(one, other) for one, other in combinations(circuits, 2)]) > 0.6
+    assert np.mean([jaccard(one, other) for one, other in combinations(circuits, 2)]) > 0.4  # by chance: 0.14
 
 
 @pytest.mark.parametrize("name", ["edge-masks", "uniform-gradients"])
-def test_a_stopped_run_goes_on_from_its_checkpoint(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, line, path = ResidualModel(linear=False), METHODS[name], tmp_path / "masks.checkpoint"
+def test_a_stopped_run_goes_on_where_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, line, journal = ResidualModel(linear=False), METHODS[name], Kept()
     options = line.options({"steps": 9, "pairs": 2, "samples": 2, "start": "eap"})
     whole = line.load_learning().learn(model, WORK, options).scores.values
     monkeypatch.setattr(mask_training, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
@@ -166,15 +179,15 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(name: str, tmp_path: Path, mo
 
     monkeypatch.setattr(model, "run", stopping)
     with pytest.raises(KeyboardInterrupt):
-        line.load_learning().learn(model, WORK, options, path)
-    again = line.load_learning().learn(model, WORK, options, path).scores.values
+        line.load_learning().learn(model, WORK, options, journal)
+    again = line.load_learning().learn(model, WORK, options, journal).scores.values
     assert steps == 6 + 4  # five steps were done
     np.testing.assert_array_equal(again, whole)
-    with pytest.raises(BadCheckpoint, match=r"seed = 0, not 1.*delete it"):
-        line.load_learning().learn(model, WORK, replace(options, seed=1), path)
-    path.write_bytes(b"nothing")
+    with pytest.raises(BadCheckpoint, match=r"seed = 0, not 1.*anew"):
+        line.load_learning().learn(model, WORK, replace(options, seed=1), journal)
+    journal.content = b"nothing"
     with pytest.raises(BadCheckpoint, match="cannot be read"):
-        line.load_learning().learn(model, WORK, options, path)
+        line.load_learning().learn(model, WORK, options, journal)
 
 
 def test_coefficients_are_the_mixture_of_the_paper() -> None:
