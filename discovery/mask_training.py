@@ -16,8 +16,8 @@ from tqdm import tqdm
 from discovery.ablation import Ablation
 from discovery.batch import Batch
 from discovery.batch_pieces import pieces
-from discovery.learned_constants import LearnedConstants
 from discovery.journal import Journal
+from discovery.learned_constants import LearnedConstants
 from discovery.mask_checkpoint import from_checkpoint, to_checkpoint
 from discovery.metrics import METRICS
 from discovery.model import PatchableModel

@@ -148,7 +148,7 @@ def start_masks(model: PatchableModel, workload: Workload, options: Options) -> 
     """The masks before the first step: edges by rank of the scores of `options.start`, nodes as open as the best edge."""
     ranks = ranks_at_start(model, workload, options.start, _NAME)
     edges = options.log_alpha + options.spread * ranks
-    return HardConcreteMasks(model.topology, edges, options.log_alpha + options.spread, getattr(model, "device", None))
+    return HardConcreteMasks(model.topology, edges, float(edges.max()), getattr(model, "device", None))
 
 
 def score(
