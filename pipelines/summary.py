@@ -209,8 +209,8 @@ def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
     missed = evaluation.get("missed")
     if missed and missed["bound"] is not None:
         lines.append(
-            f"missed        {_number(missed['bound'], 3)}  (no one of the {missed['nodes']} nodes left out does more, at "
-            f"{missed['confidence']:.0%}: {percent(missed['share'], 1)} of the whole effect; {missed['samples']} random subsets)"
+            f"missed        {_number(missed['bound'], 3)}  (none of the {missed['nodes']} nodes left out does more, at "
+            f"{missed['confidence']:.0%}; {percent(missed['share'], 1)} of the whole effect; {missed['samples']} random subsets)"
         )
     lines.append(
         f"CMD           {_number(evaluation['cmd'], 3)}  (CPR {_number(evaluation['cpr'])}, "
