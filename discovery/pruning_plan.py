@@ -32,14 +32,15 @@ def plan_pruning(
     topology: Topology,
     known: Bool[np.ndarray, "src dst"],
     masks: Bool[np.ndarray, "mask src dst"],
+    flow: Bool[np.ndarray, "mask src dst"],
     stages: tuple[tuple[int, ...], ...],
 ) -> PruningPlan:
     """One sweep forward for what changes, one back for what matters.
 
-    known: the circuit whose run is known; the masks keep fewer edges. stages: for each slot the sources that it changes,
-    see `changed_by`.
+    known: the circuit whose run is known; the masks keep fewer edges. flow: the edges along which
+    changes go on. stages: for each slot the sources that it changes, see `changed_by`.
     """
-    kept = np.any(masks, axis=0)
+    kept = np.any(flow, axis=0)
     dropped = np.any(known & ~np.all(masks, axis=0), axis=0)
     count = len(topology.sources)
     changed = np.zeros(count, dtype=bool)

@@ -52,11 +52,20 @@ class PruningState:
 class PruningRun(BlockRun):
     """Runs under several masks that all keep fewer edges than the state's circuit."""
 
-    def __init__(self, state: PruningState, masks: Bool[np.ndarray, "mask src dst"]) -> None:
+    def __init__(
+        self,
+        state: PruningState,
+        masks: Bool[np.ndarray, "mask src dst"],
+        flow: Bool[np.ndarray, "mask src dst"] | None = None,
+    ) -> None:
+        """flow: the edges along which changes go on (default: those that the masks keep). Where that is not all of them the
+        run is no circuit's, and the state must not accept it.
+        """
         super().__init__(state.blocks, state.topology, state.recorded, len(masks))
         self._state = state
         self._kept = masks
-        self._plan = plan_pruning(state.topology, state.kept, masks, state.changed_by)
+        self._flow = masks if flow is None else flow
+        self._plan = plan_pruning(state.topology, state.kept, masks, self._flow, state.changed_by)
         plan, values = self._plan, state.values
         self._wide: list[int] = []
         """Sources computed in this run at all positions, in order; then those computed at the reads alone."""
@@ -129,7 +138,7 @@ class PruningRun(BlockRun):
             part = values.flatten(1)[int(rows[0]) : int(rows[-1]) + 1] if _contiguous(rows) else values.flatten(1)[rows]
             inputs = inputs - (weights @ part).unflatten(0, (self._masks, len(columns)))
         if sources:
-            weights = self._weights(self._kept[:, sources][:, :, columns].transpose(0, 2, 1))
+            weights = self._weights(self._flow[:, sources][:, :, columns].transpose(0, 2, 1))
             inputs = torch.baddbmm(inputs, weights, fresh.flatten(2))
         return inputs.unflatten(2, shape)
 

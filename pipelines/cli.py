@@ -98,10 +98,15 @@ def _validate(options: argparse.Namespace) -> None:
 
 
 def _patch(options: argparse.Namespace) -> None:
-    from pipelines.patch import patch
+    from pipelines.patch import patch, patch_paths
 
     config = build(flag_settings(options))
-    for path in patch(config, _names(options.what, "--what"), options.method, options.direction):
+    if options.path:
+        table, written = patch_paths(config, tuple(options.path), options.direction)
+        print(table)
+    else:
+        written = patch(config, _names(options.what, "--what"), options.method, options.direction)
+    for path in written:
         print(f"wrote {path}")
 
 

@@ -178,6 +178,10 @@ def _add_patch(commands: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument(
         "--direction", choices=("denoising", "noising"), default="denoising", help="clean into corrupt, or back"
     )
+    parser.add_argument(
+        "--path", action="append", default=[], metavar="P",
+        help="patch a path instead, such as 'a0.h1->a2.h0<q>->logits' (its last slot may be any; may be repeated)",
+    )  # fmt: skip
 
 
 def _add_intervene(commands: argparse._SubParsersAction, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import RunConfig
@@ -16,6 +16,7 @@ from pipelines.store import RunStore
 
 if TYPE_CHECKING:
     from discovery.heat_map import HeatMap, NodePatching, PatchMethod, Site
+    from discovery.path_patching import PathPatching
 
 MAPS: dict[str, Site] = {"residual": "residual", "attention": "attention", "mlp": "mlp", "heads": "head"}
 """Maps as users name them -> what is patched in them."""
@@ -57,7 +58,53 @@ def patch(config: RunConfig, what: tuple[str, ...], method: str, direction: str)
             direction="noising" if direction == "noising" else "denoising",
         )
     store = RunStore(config.out or default_directory(config, f"{method}-patching-{direction}"))
-    record = {
+    paths = [store.write_json(PATCH, found.to_json() | _record(config, inputs, clock))]
+    title = f"{task.name} in {model_title(config.model)}: {method} patching, {direction}"
+    return paths + [
+        store.write_bytes(f"patch-{name}.svg", _picture(found, one, title)) for name, one in zip(what, found.maps)
+    ]
+
+
+def patch_paths(config: RunConfig, paths: tuple[str, ...], direction: str) -> tuple[str, list[Path]]:
+    """Patches every named path on all pairs; gives a table to read and the path of patch.json.
+
+    Raises BadPath for what is no path here.
+    """
+    from discovery import path_patching
+
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, holdout=0.0))
+    wanted = [path_patching.Path.parse(text) for text in paths]
+    clock = Clock()
+    with clock.time("task"):
+        task = read_task(config)
+    inputs = Inputs(config, task, clock)
+    inputs.prepare()
+    with clock.time("patch"):
+        found = path_patching.patch_paths(
+            inputs.model, inputs.train, wanted, "noising" if direction == "noising" else "denoising"
+        )
+    store = RunStore(config.out or default_directory(config, f"path-patching-{direction}"))
+    return _path_table(found), [store.write_json(PATCH, found.to_json() | _record(config, inputs, clock))]
+
+
+def _path_table(found: PathPatching) -> str:
+    """The effects as lines of text."""
+    width = max(len(path.path) for path in found.paths)
+    head = (
+        f"{found.metric}: {found.clean:.3f} clean, {found.corrupt:.3f} corrupt; {found.direction}, {found.pairs} pairs"
+    )
+    rows = [
+        f"{path.path:<{width}}  {path.effect:+9.4f}  "
+        + (" " * 9 if path.stderr is None else f"+- {path.stderr:.4f}")
+        + f"  {path.share:+8.1%}"
+        for path in found.paths
+    ]
+    return "\n".join([head, f"{'path':<{width}}  {'effect':>9}  {'stderr':>9}  {'of gap':>8}", *rows])
+
+
+def _record(config: RunConfig, inputs: Inputs, clock: Clock) -> dict[str, Any]:
+    """Where numbers come from."""
+    return {
         "edgewise": edgewise_version(),
         "settings": settings_of(config),
         "inputs": inputs.hashes(),
@@ -65,11 +112,6 @@ def patch(config: RunConfig, what: tuple[str, ...], method: str, direction: str)
         "seconds": {step: round(seconds, 4) for step, seconds in clock.seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    paths = [store.write_json(PATCH, found.to_json() | record)]
-    title = f"{task.name} in {model_title(config.model)}: {method} patching, {direction}"
-    return paths + [
-        store.write_bytes(f"patch-{name}.svg", _picture(found, one, title)) for name, one in zip(what, found.maps)
-    ]
 
 
 def _picture(found: NodePatching, one: HeatMap, title: str) -> bytes:
