@@ -100,7 +100,7 @@ def writes_of(
     """What the differences of a block's sources add to the residual stream, in the order of the sources."""
     change, whole = differences.heads[block.index], differences.mlps[block.index]
     heads = torch.einsum("rphe,hed->hrpd", change, head_writers(block, change.dtype))
-    if block.index not in features:
+    if block.index not in features or not features[block.index].chosen:
         return [heads, whole.unsqueeze(0)]
     written = features[block.index].write(differences.features[block.index])
     return [heads, written, (whole - written.sum(0)).unsqueeze(0)]

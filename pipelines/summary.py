@@ -210,7 +210,7 @@ def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
     if missed and missed["bound"] is not None:
         lines.append(
             f"missed        {_number(missed['bound'], 3)}  (none of the {missed['nodes']} nodes left out does more, at "
-            f"{missed['confidence']:.0%}; {percent(missed['share'], 1)} of the whole effect; {missed['samples']} random subsets)"
+            f"{missed['confidence']:.0%}; {percent(missed['share'], 1)} of the whole effect; {missed['samples']} subsets)"
         )
     lines.append(
         f"CMD           {_number(evaluation['cmd'], 3)}  (CPR {_number(evaluation['cpr'])}, "
