@@ -2,21 +2,23 @@
 
 What a slot reads at a column is mixed with the weights of the column's span. A head's k and v slots read, at every column,
 something else for each span that looks there: attention is called once for every such span, of which only the span's own
-columns are taken.
+columns are taken; masks that keep all that a span's heads read share one call.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discovery.block_run import Recorded
 from discovery.blocks import Block
 from discovery.patch_plan import Plan, kept_and_dropped, own_inputs, settle, sort_slots
 from discovery.patched_run import Observer, PatchedRun
+from discovery.recording import copy_cache
 from discovery.source_mixture import Reads, SourceMixture
 from discovery.span_places import SpanPlaces
 from graphs.node import Port
@@ -42,6 +44,15 @@ class SpanMixture(SourceMixture):
         self._ports = [slot.port for slot in base.targets]
         self.reader: int | None = None
         """The span whose view of keys and values is mixed; None: of spans that keep everything."""
+
+    def with_masks(self, masks: Int[Tensor, " some"]) -> SpanMixture:
+        """The same for some masks alone; nothing is to be added to it."""
+        twin = copy.copy(self)
+        chosen = masks.to(self._keep.device)
+        twin._masks, twin._keep, twin._by_source = len(masks), self._keep[chosen], self._by_source[chosen]
+        if self._buffer is not None:
+            twin._buffer = self._buffer[chosen]
+        return twin
 
     def _keep_of(self, span: int, slots: list[int]) -> Float[Tensor, "mask src slot"]:
         """Masks of some slots at a column of a span."""
@@ -100,7 +111,7 @@ class SpanRun(PatchedRun):
         self._places = places
         self._spanned = topology
         self._base = base
-        self._touched: Bool[Tensor, "dst span"]
+        self._touched: Bool[Tensor, "mask dst span"]
         super().__init__(blocks, base, recorded, keep, every_slot=every_slot, observe=observe)
 
     def _make_plan(self, keep: Tensor, every_slot: bool) -> Plan:
@@ -108,10 +119,12 @@ class SpanRun(PatchedRun):
         possible = torch.from_numpy(self._spanned.possible)
         kept, dropped = kept_and_dropped(possible, keep)
         if every_slot:
-            self._touched = torch.ones(len(self._base.targets), len(self._places.spans.names), dtype=torch.bool)
+            shape = (len(keep), len(self._base.targets), len(self._places.spans.names))
+            self._touched = torch.ones(shape, dtype=torch.bool)
             return own_inputs(torch.from_numpy(self._base.possible))
         silent, active = settle(self._spanned, kept, self._baseline.still, self._coupled)
-        self._touched = self._by_slot(dropped.any(0))
+        changed = ((keep.detach().to("cpu") != 1) & possible).any(1)
+        self._touched = torch.stack([self._by_slot(mask) for mask in changed])
         silent = self._by_slot(silent).all(1)
         pieces = (kept, dropped, kept & active[:, None], dropped & active[:, None])
         kept, dropped, kept_active, dropped_active = (self._folded(piece) for piece in pieces)
@@ -135,19 +148,56 @@ class SpanRun(PatchedRun):
 
     def _mix(self, block: Block, ports: dict[Port, range], stream: Tensor | None) -> Tensor:
         slots = [slot for port in ports.values() for slot in port]
-        touched = self._touched[slots].any(0).tolist()
-        own = [span for span in self._places.present if touched[span]]
-        self._set_reader(None)
+        present = list(self._places.present)
+        touched = self._touched[:, slots].any(1)[:, present]
         mix = None
-        if len(own) < len(self._places.present):
+        if not bool(touched.all()):
+            self._set_reader(None)
             mix = super()._mix(block, ports, stream)
-        for span in own:
-            self._set_reader(span)
-            part = super()._mix(block, ports, stream)
-            here = self._places.at(span).repeat(self._masks, 1).unsqueeze(-1).to(part.device)
-            mix = part if mix is None else torch.where(here, part, mix)
+        for span, changed in zip(present, touched.unbind(1), strict=True):
+            if not bool(changed.any()):
+                continue
+            if mix is None or bool(changed.all()):
+                self._set_reader(span)
+                part = super()._mix(block, ports, stream)
+            else:  # the other masks keep all that this span's heads read
+                part = self._with_masks(changed.nonzero()[:, 0], span)._own_mix(block, ports, stream, changed)
+            mix = part if mix is None else self._put(mix, part, span, changed)
         assert mix is not None
         return mix
+
+    def _with_masks(self, masks: Int[Tensor, " some"], span: int) -> SpanRun:
+        """The run as it is now, of some masks alone."""
+        twin = copy.copy(self)
+        assert isinstance(self._mixture, SpanMixture)
+        twin._masks, twin._mixture = len(masks), self._mixture.with_masks(masks)
+        twin._cache = copy_cache(self._recorded.sequences.cache, len(masks))
+        twin._set_reader(span)
+        return twin
+
+    def _own_mix(
+        self, block: Block, ports: dict[Port, range], stream: Tensor | None, masks: Bool[Tensor, " mask"]
+    ) -> Tensor:
+        """The mixes of a run of some of the masks that a stream belongs to."""
+        if stream is not None:
+            stream = stream.unflatten(0, (-1, self._rows))[masks.to(stream.device)].flatten(0, 1)
+        return super()._mix(block, ports, stream)
+
+    def _put(
+        self,
+        mix: Float[Tensor, "rows pos mix"],
+        part: Float[Tensor, "some pos mix"],
+        span: int,
+        masks: Bool[Tensor, " mask"],
+    ) -> Float[Tensor, "rows pos mix"]:
+        """The mixes with those of some masks at a span's columns put in."""
+        here = self._places.at(span).unsqueeze(-1).to(mix.device)
+        by_mask, new = mix.unflatten(0, (self._masks, self._rows)), part.unflatten(0, (-1, self._rows))
+        if bool(masks.all()):
+            return torch.where(here, new, by_mask).flatten(0, 1)
+        by_mask, chosen = by_mask.clone(), masks.to(mix.device)
+        by_mask[chosen] = torch.where(here, new, by_mask[chosen])
+        return by_mask.flatten(0, 1)
 
     def _set_reader(self, span: int | None) -> None:
         assert isinstance(self._mixture, SpanMixture)
