@@ -9,7 +9,7 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-AblationKind = Literal["counterfactual", "zero", "mean", "mean-positional", "resample", "noise", "optimal"]
+AblationKind = Literal["counterfactual", "zero", "mean", "mean-positional", "mean-span", "resample", "noise", "optimal"]
 ABLATIONS: tuple[AblationKind, ...] = (
     "counterfactual",
     "zero",
@@ -19,6 +19,7 @@ ABLATIONS: tuple[AblationKind, ...] = (
     "noise",
     "optimal",
 )
+"""Those that work on any prompts; mean-span asks for prompts with spans."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class SourceMeans:
     """Constants for every source: means over a task's corrupt prompts, or learned ones."""
 
     input: Float[Tensor, "pos d_model"]
-    """For the residual stream before block 0; one row per position id (a single row for all positions)."""
+    """For the residual stream before block 0; one row per position id or span (a single row for all positions)."""
     heads: tuple[Float[Tensor, "pos head d_head"], ...]
     """Per layer: for each head's (norm-scaled) value mix, the o_proj input."""
     mlps: tuple[Float[Tensor, "pos d_model"], ...]
@@ -70,10 +71,12 @@ class Ablation:
 
     kind: AblationKind
     """counterfactual: the corrupt run's value; zero; mean over all positions; mean-positional: mean per position id;
-    resample: the value in a run on another prompt of the task; noise: in a run with noise on some embeddings; optimal:
-    a learned constant for each source (Li and Janson 2024)."""
+    mean-span: mean per span; resample: the value in a run on another prompt of the task; noise: in a run with noise on
+    some embeddings; optimal: a learned constant for each source (Li and Janson 2024)."""
     means: SourceMeans | None = None
-    """Set for the two mean kinds and for optimal."""
+    """Set for the mean kinds and for optimal."""
+    span_names: tuple[int | str, ...] = ()
+    """Set for mean-span: the spans that the rows of the means stand for."""
     donors: Donors | None = None
     """Set for resample."""
     noise: Noise | None = None

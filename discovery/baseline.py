@@ -196,9 +196,20 @@ class RunningMeans:
             count = _add_longer(self._count, count)
         self._sums, self._squares, self._count = sums, squares, count
 
-    def finish(self) -> SourceMeans:
-        """The means so far."""
-        return self._shaped(self._over_tokens(self._sums))
+    def finish(self, rows: int | None = None) -> SourceMeans:
+        """The means so far. rows: as many of them; those that no token belongs to take the mean over all tokens."""
+        means = self._over_tokens(self._sums)
+        if rows is None:
+            return self._shaped(means)
+        assert self._count is not None
+        empty = torch.nn.functional.pad(self._count, (0, rows - len(self._count))) == 0
+        filled = []
+        for mean, total in zip(means, self._sums, strict=True):
+            values = mean.new_zeros((rows, *mean.shape[1:]))
+            values[: len(mean)] = mean
+            values[empty.to(mean.device)] = total.sum(0) / self._count.sum().to(mean.device)
+            filled.append(values)
+        return self._shaped(filled)
 
     def spread(self) -> SourceMeans:
         """Standard deviations so far."""

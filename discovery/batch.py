@@ -52,6 +52,8 @@ class Batch:
     """Number of the span of each token, -1 at padding; None where prompts have no spans. See `graphs.span_topology`."""
     span_names: tuple[int | str, ...] = ()
     """What the numbers of the spans stand for."""
+    corrupt_spans: Int[Tensor, "row corrupt_pos"] | None = None
+    """Number of the span of each token of `corrupt`; None where that is not known."""
     corrupt_mask: Bool[Tensor, "row corrupt_pos"] | None = None
     """True at real tokens of `corrupt`, where its columns are not those of `clean`; None where they are."""
     alignment: Float[Tensor, "row pos corrupt_pos"] | None = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from discovery.batch import Batch, positions_of
-from discovery.span_alignment import align_rows, number_spans
+from discovery.span_alignment import align_rows, number_spans, span_names
 from discovery.span_tokens import Names, SpanMode
 from discovery.task import BadTask, PromptPair, Task
 from discovery.tokenisation import Bos, Ids, TokenPair, tokenise
@@ -220,7 +220,8 @@ class _Builder:
         width = max(map(len, self.clean))
         corrupt_width = max(map(len, self.corrupt))
         mask = _real(self.clean, width)
-        spans, names = number_spans(self.spans, width) if self.spans else (None, ())
+        names = span_names((*self.spans, *self.corrupt_spans))
+        known = len(self.corrupt_spans) == len(self.corrupt)
         steps, candidates = torch.tensor(self.steps), torch.tensor(self.candidates)
         reads = torch.tensor(self.reads)
         return Batch(
@@ -238,8 +239,9 @@ class _Builder:
             candidate_pair=candidates[:, 0],
             candidate_right=candidates[:, 1].bool(),
             indices=tuple(pair.index for pair in self.pairs),
-            spans=spans,
+            spans=number_spans(self.spans, names, width) if self.spans else None,
             span_names=names,
+            corrupt_spans=number_spans(self.corrupt_spans, names, corrupt_width) if known else None,
             corrupt_mask=None if by_spans is None else _real(self.corrupt, corrupt_width),
             alignment=align_rows(self.spans, self.corrupt_spans, width, corrupt_width) if by_spans else None,
         )

@@ -34,6 +34,7 @@ from discovery.recording import Activations, Sequences, projections_widened, rec
 from discovery.resampling import with_donors
 from discovery.rules import PLAIN, Rules
 from discovery.span_alignment import aligned_baseline
+from discovery.span_places import numbered
 from graphs.topology import Topology, transformer_topology
 
 KvHeads = Literal["native", "query"]
@@ -304,9 +305,9 @@ class ComponentModel:
                 rows, width = state.batch.clean.shape
                 d_model = self.blocks[0].weight("q").shape[-1]
                 like = torch.zeros((), dtype=self.dtype, device=self.device).expand(rows, width, d_model)
-                state.baseline = constant_baseline(
-                    self.blocks, state.ablation, like, state.batch.positions, self.features
-                )
+                names = state.ablation.span_names
+                index = numbered(state.batch, names).clamp(min=0) if names else state.batch.positions
+                state.baseline = constant_baseline(self.blocks, state.ablation, like, index, self.features)
         return state.baseline
 
     def ablated_pass(self, state: BatchState, **options: Any) -> Activations:

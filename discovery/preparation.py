@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from tqdm import tqdm
 
 from discovery.ablation import COUNTERFACTUAL, ZERO, Ablation, AblationKind
@@ -18,6 +20,7 @@ from discovery.learned_constants import LearnedConstants
 from discovery.optimal_ablation import LearningSettings, learn_constants
 from discovery.recording import record_pass, session
 from discovery.resampling import collect_donors
+from discovery.span_places import renumbered, spans_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ def prepare_ablation(
         )
     if kind == "resample":
         return Ablation(kind, donors=collect_donors(batches, settings.seed))
+    if kind == "mean-span":
+        names = spans_of(batches).names
+        return Ablation(kind, source_means(model, batches, True, names).finish(len(names)), span_names=names)
     means = source_means(model, batches, kind == "mean-positional")
     if kind == "optimal":
         constants = LearnedConstants(means.finish(), means.spread())
@@ -61,13 +67,28 @@ def prepare_ablation(
     return Ablation(kind, means.finish())
 
 
-def source_means(model: ComponentModel, batches: Sequence[Batch], positional: bool) -> RunningMeans:
-    """Means of every source over the batches' corrupt prompts."""
+def source_means(
+    model: ComponentModel, batches: Sequence[Batch], positional: bool, spans: Sequence[int | str] = ()
+) -> RunningMeans:
+    """Means of every source over the batches' corrupt prompts. spans: one row for each of these, not for each position.
+
+    Raises ValueError where spans of corrupt prompts are wanted and not known.
+    """
     means = RunningMeans(model.blocks, positional, model.dtype, model.features)
     with session(model.hf, model.arch, model.blocks), torch.no_grad():
         for batch in tqdm(batches, desc="means", unit="batch", leave=False, delay=1):
             moved = batch.to(model.device)
             sequences = corrupt_sequences(moved)
             seen = record_pass(model.hf, model.arch, model.blocks, sequences)
-            means.add(seen, sequences.mask, sequences.positions)
+            real, index = sequences.mask, sequences.positions
+            if spans:
+                index = _corrupt_spans(moved, spans)
+                real = real & (index >= 0)
+            means.add(seen, real, index)
     return means
+
+
+def _corrupt_spans(batch: Batch, names: Sequence[int | str]) -> Int[Tensor, "row pos"]:
+    if batch.corrupt_spans is None:
+        raise ValueError("ablation 'mean-span' needs the spans of the corrupt prompts, too")
+    return renumbered(batch.corrupt_spans, batch.span_names, names)

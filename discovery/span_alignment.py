@@ -13,11 +13,15 @@ from discovery.baseline import Baseline
 from discovery.span_tokens import Names
 
 
-def number_spans(rows: Sequence[Names], width: int) -> tuple[Int[Tensor, "row pos"], Names]:
-    """The spans of left-padded rows as numbers (-1 at padding), and the names that the numbers stand for."""
-    names = tuple(dict.fromkeys(name for row in rows for name in row))
+def span_names(rows: Sequence[Names]) -> Names:
+    """All spans of some rows, once each."""
+    return tuple(dict.fromkeys(name for row in rows for name in row))
+
+
+def number_spans(rows: Sequence[Names], names: Names, width: int) -> Int[Tensor, "row pos"]:
+    """The spans of left-padded rows as places among `names`, -1 at padding."""
     place = {name: number for number, name in enumerate(names)}
-    return torch.tensor([[-1] * (width - len(row)) + [place[name] for name in row] for row in rows]), names
+    return torch.tensor([[-1] * (width - len(row)) + [place[name] for name in row] for row in rows])
 
 
 def align(clean: Names, corrupt: Names) -> Float[Tensor, "pos corrupt_pos"]:

@@ -57,7 +57,9 @@ def spans_of(batches: Sequence[Batch]) -> Spans:
             raise ValueError("these prompts have no spans")
         from_end = torch.arange(batch.spans.shape[1] - 1, -1, -1).expand_as(batch.spans)
         for number, name in enumerate(batch.span_names):
-            distances.setdefault(name, []).extend(from_end[batch.spans == number].tolist())
+            found = from_end[batch.spans == number].tolist()
+            if found:  # some spans stand in corrupt prompts alone
+                distances.setdefault(name, []).extend(found)
     means = {name: sum(values) / len(values) for name, values in distances.items()}
     names = tuple(sorted(means, key=lambda name: (-means[name], str(name))))
     sees, read = np.zeros((len(names), len(names)), dtype=bool), np.zeros(len(names), dtype=bool)
@@ -84,9 +86,17 @@ def numbered(batch: Batch, names: Sequence[int | str]) -> Int[Tensor, "row pos"]
     """The place among `names` of every token's span, -1 at padding. Raises ValueError where a batch has other spans."""
     if batch.spans is None:
         raise ValueError("the graph has spans but these prompts have none")
+    found = renumbered(batch.spans, batch.span_names, names)
+    unknown = (found < 0) & (batch.spans >= 0)
+    if bool(unknown.any()):
+        name = batch.span_names[int(batch.spans[unknown][0])]
+        raise ValueError(f"these prompts have a span {name!r}, which the graph does not have")
+    return found
+
+
+def renumbered(
+    spans: Int[Tensor, "row pos"], old: Sequence[int | str], names: Sequence[int | str]
+) -> Int[Tensor, "row pos"]:
+    """Places among `old` as places among `names`; -1 for what is not there."""
     place = {name: number for number, name in enumerate(names)}
-    unknown = [name for name in batch.span_names if name not in place]
-    if unknown:
-        raise ValueError(f"these prompts have a span {unknown[0]!r}, which the graph does not have")
-    table = torch.tensor([*(place[name] for name in batch.span_names), -1], device=batch.spans.device)
-    return table[batch.spans]
+    return torch.tensor([*(place.get(name, -1) for name in old), -1], device=spans.device)[spans]

@@ -190,9 +190,9 @@ class RunConfig:
     """The pictures."""
     convention: Literal["textbook", "mib"] = "textbook"
     """mib: count, average and judge as the EAP-IG library and the MIB benchmark do (docs/interchange.md)."""
-    ablation: Literal["counterfactual", "zero", "mean", "mean-positional", "resample", "noise", "optimal"] = (
-        "counterfactual"
-    )
+    ablation: Literal[
+        "counterfactual", "zero", "mean", "mean-positional", "mean-span", "resample", "noise", "optimal"
+    ] = "counterfactual"
     """What a dropped edge carries."""
     ablating: AblatingConfig = field(default_factory=AblatingConfig)
     """Details of the ablation."""

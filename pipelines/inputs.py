@@ -257,6 +257,10 @@ class Inputs:
         """How corrupt prompts are laid beside clean ones, which only some ablations need."""
         from discovery.ablation import needs_alignment
 
+        if self.config.ablation == "mean-span":
+            if self.config.task.spans == "none":
+                raise ConfigError("ablation 'mean-span' needs spans: give --spans task")
+            return "spans" if self.config.task.spans == "task" else "tokens"
         if not needs_alignment(self.config.ablation, bool(self.config.ablating.noise_tokens)):
             return "none"
         return "spans" if self.config.task.spans == "task" else "tokens"

@@ -20,6 +20,7 @@ from discovery.preparation import AblationSettings, prepare_ablation
 from discovery.span_model import SpanModel
 from discovery.span_places import spans_of
 from discovery.task import PromptPair, Span
+from discovery.tokenisation import tokenise
 from tests.discovery.residual_model import LOGIT_DIFFERENCE
 from tests.discovery.tiny_models import FAMILIES, tiny_model
 
@@ -123,6 +124,33 @@ def test_means_are_over_the_corrupt_prompts_own_tokens() -> None:
             model.hf(torch.tensor([pair.corrupt]), output_hidden_states=True).hidden_states[0][0] for pair in PAIRS
         ]
     np.testing.assert_allclose(means.input[0], torch.cat(streams).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_means_of_spans_are_over_the_spans_own_tokens() -> None:
+    model = base("gpt2")
+    parts = make_batches(PAIRS, None, batch_size=2, spans="task", alignment="spans")
+    ablation = prepare_ablation(model, "mean-span", parts)
+    assert ablation.means is not None
+    entries: dict[int | str, list[Tensor]] = {}
+    for pair, tokens in zip(PAIRS, tokenise(PAIRS, None, spans="task")):
+        with torch.no_grad():
+            stream = model.hf(torch.tensor([pair.corrupt]), output_hidden_states=True).hidden_states[0][0]
+        assert tokens.corrupt_spans is not None
+        for name, value in zip(tokens.corrupt_spans, stream, strict=True):
+            entries.setdefault(name, []).append(value)
+    assert set(entries) == set(ablation.span_names) == {"start", "s0", "after_s0", "end"}
+    for name, row in zip(ablation.span_names, ablation.means.input, strict=True):
+        torch.testing.assert_close(row, torch.stack(entries[name]).mean(0), rtol=1e-4, atol=1e-5)
+    with_spans = SpanModel(model, spans_of(parts))
+    for each in (model, with_spans):
+        ones = torch.ones(each.topology.possible.shape)
+        for batch in parts:
+            assert relative(each.run(batch, ones, ablation), model.full_logits(batch)) < 1e-5
+            keep = ones.clone().requires_grad_()
+            metric = LOGIT_DIFFERENCE.compute(each.run(batch, keep, ablation), batch, None).sum()
+            slope = torch.autograd.grad(metric, keep)[0] * torch.from_numpy(each.topology.possible)
+            scores = each.linearize(batch, LOGIT_DIFFERENCE, [Point(1.0, 1.0)], ablation)
+            assert relative(scores.sum(0), slope) < 2e-5
 
 
 def test_prompts_that_nothing_aligns_are_refused() -> None:

@@ -69,7 +69,7 @@ def test_a_run_over_spans_is_drawn_resumed_and_judged_again(
 
 
 @pytest.mark.parametrize(
-    "more", [("--ablation", "mean"), ("--ablation", "zero", "--spans", "task")], ids=["mean", "zero"]
+    "more", [("--ablation", "mean"), ("--ablation", "mean-span", "--spans", "task")], ids=["mean", "mean-span"]
 )
 def test_prompts_of_unequal_length_need_no_spans_where_nothing_is_aligned(
     command: list[str], more: tuple[str, ...]
@@ -94,12 +94,13 @@ def test_positions_are_spans(model_directory: Path, tmp_path: Path) -> None:
     ("more", "message"),
     [
         ((), "--spans task"),
+        (("--ablation", "mean-span"), "needs spans"),
         (("--spans", "positions"), "different numbers of tokens"),
         (("--spans", "task", "--transcoders", "x"), "spans do not go together with features"),
         (("--spans", "task", "--edges", "100000"), "the graph has"),
         (("--spans", "task", "--method", "atp-star"), "atp-star"),
     ],
-    ids=["no spans", "positions", "features", "too many edges", "atp-star"],
+    ids=["no spans", "mean", "positions", "features", "too many edges", "atp-star"],
 )
 def test_what_cannot_be_used_is_named_in_one_line(
     command: list[str], capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
