@@ -4,6 +4,7 @@
 
     neurons   atp on every neuron, head vector and node, against eap's floor: two forwards and one input-backward of the
               untouched model, last-position logits, the same pairs in the same batches (32 pairs of 16 tokens by 8)
+    acdc, evaluate, exact   see benchmarks/exact_runs.py
 
 Each figure is the best of the repeats, the compared works taking turns. Models are seeded and random (see benchmarks/eap.py).
 """
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks import exact_runs
 from benchmarks.eap import alternate, backward, build, forward, workload
 from discovery.component_model import ComponentModel
 from discovery.methods import atp
@@ -51,7 +53,12 @@ def neurons(shape: str, repeats: int) -> None:
     )
 
 
-PARTS: dict[str, Callable[[str, int], None]] = {"neurons": neurons}
+PARTS: dict[str, Callable[[str, int], None]] = {
+    "neurons": neurons,
+    "acdc": exact_runs.acdc_part,
+    "evaluate": exact_runs.evaluate_part,
+    "exact": exact_runs.exact_part,
+}
 """What is measured: (shape, repeats) -> printed lines."""
 
 

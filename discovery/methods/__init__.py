@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         information_flow,
         random,
         relp,
+        screen_verify,
         uniform_gradients,
     )
     from discovery.model import PatchableModel
@@ -173,6 +174,12 @@ METHODS: dict[str, Method] = {
         gradients=False,
         resumes=True,
     ),
+    "screen-verify": Method(
+        "screen-verify",
+        "EAP-IG screens, exact patching decides the edges whose rank is uncertain (edges, seconds); the rest keep a bound",
+        "discovery.methods.screen_verify",
+        gradients=False,
+    ),
     "random": Method(
         "random",
         "seeded random scores: the baseline that any method must beat",
@@ -203,5 +210,6 @@ if TYPE_CHECKING:  # the type checker proves that every file has the face; a tes
         information_flow,
         random,
         relp,
+        screen_verify,
     )
     _LEARNING: tuple[LearningModule, ...] = (edge_masks, uniform_gradients)

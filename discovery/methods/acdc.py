@@ -147,18 +147,22 @@ def search_tau(prune: Callable[[float], Pruned], first: float, edges: int, tries
     return best
 
 
-def _first_tau(model: PatchableModel, workload: Workload, options: Options) -> float:
-    if options.tau is not None:
-        return options.tau
-    gaps = [torch.zeros(0)]
+def gap_of(model: PatchableModel, workload: Workload) -> float:
+    """How far apart the metric is, mean over pairs, with every edge and with none. Raises ValueError without pairs."""
+    gaps = []
     nothing = np.zeros((1, *model.topology.possible.shape), dtype=bool)
     for batch in workload.batches:
         full, logits = full_metric(model, batch, workload.metric)
         gaps.append(full - patched_metric(model, batch, workload.metric, nothing, workload.ablation, logits, 1)[0])
-    gap = torch.cat(gaps)
-    if not len(gap):
+    if not gaps:
         raise ValueError("there are no prompt pairs to score")
-    return max(options.share * abs(float(gap.mean())), float(np.finfo(np.float32).tiny))
+    return abs(float(torch.cat(gaps).mean()))
+
+
+def _first_tau(model: PatchableModel, workload: Workload, options: Options) -> float:
+    if options.tau is not None:
+        return options.tau
+    return max(options.share * gap_of(model, workload), float(np.finfo(np.float32).tiny))
 
 
 def _screen(model: PatchableModel, workload: Workload, options: Options) -> Float[np.ndarray, "src dst"]:
