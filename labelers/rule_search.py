@@ -136,8 +136,9 @@ class _Space:
         fire, weight = examples.positive[windows], examples.weight[windows]
         recall, alarms = hits @ (weight * fire), hits @ (weight * ~fire)
         gain = recall - _ALARMS * alarms - self._price * self.masks[:, partial.silent].sum(1) - price
+        gain = gain.round(9)  # sums of another order, on another machine, must not decide between equals
         gain[hits @ fire < LEAST_SUPPORT] = -np.inf
-        sound = np.where(np.isfinite(gain), recall * (recall / np.maximum(recall + alarms, 1e-9)) ** 2, 0.0)
+        sound = np.where(np.isfinite(gain), recall * (recall / np.maximum(recall + alarms, 1e-9)) ** 2, 0.0).round(9)
         for atom in dict.fromkeys((*_largest(gain), *_largest(sound))):
             if atom not in partial.atoms and np.isfinite(gain[atom]):
                 mask = self.masks[atom]
