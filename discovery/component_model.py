@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from discovery.ablation import COUNTERFACTUAL, Ablation
 from discovery.architecture import Architecture
@@ -30,7 +30,7 @@ from discovery.node_effects import NO_FIXES, Fixes, NodeEffects
 from discovery.node_gradients import NodePass, node_effects
 from discovery.patched_run import Observer, PatchedRun
 from discovery.pruning_run import PruningState
-from discovery.recording import Activations, Sequences, projections_widened, record_pass, session
+from discovery.recording import Activations, Sequences, prefix_cache, record_pass, session
 from discovery.resampling import with_donors
 from discovery.rules import PLAIN, Rules
 from discovery.span_alignment import aligned_baseline
@@ -262,7 +262,7 @@ class ComponentModel:
         if ablation.swaps_prompts and moved.corrupt_mask is not None and moved.alignment is None:
             raise ValueError(f"ablation {ablation.kind!r} needs clean and corrupt prompts of equal length, or spans")
         start = shared_columns(moved) if self.share_prefix and ablation.swaps_prompts else 0
-        cache = self._prefix_cache(moved, start) if start else None
+        cache = prefix_cache(self.hf, self.blocks, moved, start) if start else None
 
         def suffix(tokens: Tensor) -> Sequences:
             return Sequences(tokens[:, start:], moved.mask, moved.positions[:, start:], cache)
@@ -275,19 +275,6 @@ class ComponentModel:
             if known.recorded is not None and known.start == start:
                 self._state.clean = known.recorded.clean
         return self._state
-
-    def _prefix_cache(self, batch: Batch, start: int) -> DynamicCache:
-        """Keys and values of the shared columns, computed once and without gradients."""
-        cache = DynamicCache(config=self.config.get_text_config())
-        with torch.no_grad(), projections_widened(self.blocks):
-            self.hf.base_model(
-                input_ids=batch.clean[:, :start],
-                attention_mask=batch.mask[:, :start].long(),
-                position_ids=batch.positions[:, :start],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        return cache
 
     def record(self, sequences: Sequences, **options: Any) -> Activations:
         """One recorded pass inside a session. options: those of `record_pass`."""

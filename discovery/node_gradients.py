@@ -36,6 +36,8 @@ class NodePass:
                 f"ablation {state.ablation.kind!r} has no values for single neurons: leave neurons out, or use "
                 "counterfactual, resample, noise or zero"
             )
+        if neurons and state.batch.alignment is not None:
+            raise ValueError("neurons need clean and corrupt prompts of equal length: leave neurons out")
         self._model, self._state = model, state
         self.switch = LayerSwitch()
         reads = (state.batch.read_row, state.batch.read_column - state.start)
@@ -56,7 +58,7 @@ class NodePass:
     def _ablated_pass(self, neurons: bool) -> Activations | None:
         """The run that gives ablated values, where there is one and something of it is not known yet."""
         model, state = self._model, self._state
-        if not state.ablation.still or not (neurons or state.baseline is None):
+        if not state.ablation.still or state.batch.alignment is not None or not (neurons or state.baseline is None):
             return None
         ablated = model.ablated_pass(state, outputs=neurons, neurons=neurons)
         if state.baseline is None:

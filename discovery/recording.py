@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from discovery.activations import Activations, Held, LayerSwitch, Sequences, copy_cache
 from discovery.architecture import Architecture
+from discovery.batch import Batch
 from discovery.blocks import Block, Norm
 from discovery.recording_hooks import hook_blocks, hook_held, hook_outputs, hook_switch, widen_raw
 from discovery.relevance import hook_patterns, hook_rules
@@ -163,6 +164,20 @@ def projections_widened(blocks: Sequence[Block]) -> Iterator[None]:
 
                 stack.callback(module.register_forward_hook(widen).remove)
         yield
+
+
+def prefix_cache(model: PreTrainedModel, blocks: Sequence[Block], batch: Batch, start: int) -> DynamicCache:
+    """Keys and values of the columns before `start` of the clean prompts, computed once and without gradients."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    with torch.no_grad(), projections_widened(blocks):
+        model.base_model(
+            input_ids=batch.clean[:, :start],
+            attention_mask=batch.mask[:, :start].long(),
+            position_ids=batch.positions[:, :start],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return cache
 
 
 def replay(
