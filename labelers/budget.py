@@ -65,6 +65,11 @@ def likely_tokens(texts: Iterable[str]) -> int:
     return round(sum(len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN + PER_MESSAGE / 4 for text in texts))
 
 
+def cost(prices: Prices, prompt: int, reply: int) -> float:
+    """US dollars for tokens sent and received."""
+    return (prompt * prices.prompt + reply * prices.reply) / 1e6
+
+
 class Budget:
     """Counts tokens and dollars, and refuses what could go beyond a cap. For one event loop."""
 
@@ -121,9 +126,7 @@ class Budget:
         return self._max_tokens is None or prompt + reply <= self._max_tokens
 
     def _cost(self, prompt: int, reply: int) -> float | None:
-        if self._prices is None:
-            return None
-        return (prompt * self._prices.prompt + reply * self._prices.reply) / 1e6
+        return None if self._prices is None else cost(self._prices, prompt, reply)
 
     def _full(self, wanted: Reservation) -> str:
         prompt, reply = self._before[0] + self.prompt_tokens, self._before[1] + self.reply_tokens

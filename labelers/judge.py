@@ -9,9 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from labelers.budget import cost, likely_tokens
 from labelers.endpoint import Endpoint
 from labelers.endpoint_faults import PromptTooLong, RequestFailed
-from labelers.openai_settings import OpenAISettings
+from labelers.openai_settings import OpenAISettings, Prices
+from labelers.prompt import data_block
 from labelers.questions import Question, Test, Window
 from labelers.reply import Inquiry, ask, one_of, strict_object
 from labelers.reply_cache import ReplyCache
@@ -36,6 +38,8 @@ TASKS: dict[Test, str] = {
     "intruder; its value is the id of that window.",
 }
 _YES_NO = ("yes", "no")
+_REPLY = 8
+"""Tokens of a field of the reply, for forecasts."""
 Answers = list[float | None]
 
 
@@ -72,6 +76,29 @@ class LLMJudge:
         for name, value in endpoint.usage.as_numbers().items():
             self.usage[name] = self.usage.get(name, 0.0) + value
         return found
+
+
+class JudgingForecast:
+    """A `Judge` that asks nobody and counts what an `LLMJudge` would be asked."""
+
+    def __init__(self, prices: Prices | None = None) -> None:
+        self.prices = prices
+        self.requests = self.prompt_tokens = self.reply_tokens = 0
+        """Estimates, without a cache and if nothing fails."""
+
+    @property
+    def usd(self) -> float | None:
+        """Estimate in US dollars; None where prices are not known."""
+        return None if self.prices is None else cost(self.prices, self.prompt_tokens, self.reply_tokens)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answers]:
+        """Nothing is known of any window."""
+        for question in questions:
+            asked = inquiry(question)
+            self.requests += 1
+            self.prompt_tokens += likely_tokens((asked.system, asked.task, data_block(asked.data), str(asked.schema)))
+            self.reply_tokens += _REPLY + (0 if question.test == "intruder" else _REPLY * len(question.windows))
+        return [[None] * len(question.windows) for question in questions]
 
 
 async def _all(endpoint: Endpoint, questions: Sequence[Question], bar: Any) -> list[Answers]:

@@ -13,11 +13,11 @@ from graphs.escape import shorten
 from graphs.evidence import Evidence
 from graphs.label import LONGEST, ROLES, Expectation, Label
 from graphs.node import NodeId
-from labelers.budget import BudgetSpent, likely_tokens
+from labelers.budget import BudgetSpent, cost, likely_tokens
 from labelers.endpoint import Endpoint
 from labelers.endpoint_faults import RequestFailed
 from labelers.labeler import Labeler, Labelling
-from labelers.openai_settings import OpenAISettings, Passes, Prices
+from labelers.openai_settings import OpenAISettings, Passes
 from labelers.prompt import SYSTEM, TASKS, Draft, View, citable, data_block, has_side, shown
 from labelers.reply import BadReply, Inquiry, ask_shorter, list_of, one_of, strict_object, text_of
 from labelers.reply_cache import ReplyCache
@@ -101,12 +101,8 @@ def forecast(evidence: Mapping[NodeId, Evidence], settings: OpenAISettings) -> F
         question = node_question(evidence[node], view, {}, settings.model)
         prompt += likely_tokens((question.system, question.task, data_block(question.data), str(question.schema)))
     reply = _TYPICAL_REPLY * len(plan)
-    usd = _cost(settings.prices, prompt, reply)
+    usd = None if settings.prices is None else cost(settings.prices, prompt, reply)
     return Forecast(len({node for node, _ in plan}), len(plan), prompt, reply, usd)
-
-
-def _cost(prices: Prices | None, prompt: int, reply: int) -> float | None:
-    return None if prices is None else (prompt * prices.prompt + reply * prices.reply) / 1e6
 
 
 def node_question(

@@ -225,10 +225,14 @@ def _label(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     from pipelines.label_flags import score_request
     from pipelines.label_summary import label_summary
-    from pipelines.score import score_run
+    from pipelines.score import dry_run, score_run
 
-    done = score_run(options.run, score_request(options))
-    print(label_summary(done.labels))
+    request = score_request(options)
+    if options.dry_run:
+        print(dry_run(options.run, request))
+        return
+    done = score_run(options.run, request)
+    print(label_summary(done.labels, usage=done.usage))
     if done.left_out:
         print(done.left_out)
     for path in done.written:

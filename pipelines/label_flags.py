@@ -62,6 +62,7 @@ def add_score_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn (default: 0)")
     add_endpoint(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what the language model would cost, and stop")
 
 
 def add_endpoint(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pipelines.clock import Clock
 from pipelines.exports import draw_again
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graphs.label import Label
     from graphs.node import NodeId
     from labelers.openai_settings import OpenAISettings
-    from labelers.questions import Judge
+    from labelers.questions import Judge, Test
     from labelers.scoring import LabelTest
 
 TESTS = ("detection", "fuzzing", "intruder", "output")
@@ -47,6 +47,8 @@ class Scored:
 
     labels: dict[NodeId, Label]
     """With their scores, by node."""
+    usage: Mapping[str, float]
+    """What a language model's answers cost, as in `Labelling.usage`; empty where the rules judged."""
     left_out: str
     """Which test could not be done, and why; empty if all were."""
     written: tuple[Path, ...]
@@ -62,31 +64,56 @@ def score_run(directory: str | Path, request: ScoreRequest) -> Scored:
     return replace(scored, written=(*scored.written, *draw_again(store)))
 
 
-def score_store(store: RunStore, request: ScoreRequest, clock: Clock) -> Scored:
-    """`score_run` for a run that is open, pictures left as they are."""
+def dry_run(directory: str | Path, request: ScoreRequest) -> str:
+    """What a language model's answers would cost, in a line; nothing is asked and nothing is written."""
+    from labelers.judge import JudgingForecast
+    from labelers.scoring import ScoreSettings, score_labels
+
+    store = RunStore(directory)
+    store.load()
+    if request.openai is None:
+        return "the rules cost nothing"
+    asked = cast("tuple[Test, ...]", tuple(test for test in request.tests if test != "output"))  # which asks nobody
+    judge = JudgingForecast(request.openai.prices)
+    settings = ScoreSettings(asked, request.baseline, resamples=1, seed=request.seed)
+    score_labels(_labels(store)[0], read_evidence(store), judge, settings)
+    usd = "price unknown" if judge.usd is None else f"about ${judge.usd:.2f}"
+    return f"{judge.requests:,} requests, about {judge.prompt_tokens:,} tokens sent and {judge.reply_tokens:,} received, {usd}"
+
+
+def _labels(store: RunStore) -> tuple[dict[NodeId, Label], dict[str, Any]]:
     labels, facts = read_labels(store)
     if not labels:
         raise RunConflict(f"{store.directory} has no labels yet: run edgewise label {store.directory} first")
+    return labels, facts
+
+
+def score_store(store: RunStore, request: ScoreRequest, clock: Clock) -> Scored:
+    """`score_run` for a run that is open, pictures left as they are."""
+    labels, facts = _labels(store)
     evidence = read_evidence(store)
     facts = {**facts, "judge": request.judge, "score_seed": request.seed}
+    facts.pop("judge_usage", None)
     why_not = ""
     if "output" in request.tests:
         with clock.time("steering"):
             evidence, why_not = with_steering(store, labels, evidence, request.seed)
     with clock.time("label scores"):
-        scored = _scored(labels, evidence, request)
-    path = write_labels(store, scored, facts)
+        judge = _judge(request)
+        scored = _scored(labels, evidence, judge, request)
+    usage = dict(getattr(judge, "usage", {}))
+    path = write_labels(store, scored, facts | ({"judge_usage": usage} if usage else {}))
     store.note(clock.seconds)
-    return Scored(scored, why_not, (path,))
+    return Scored(scored, usage, why_not, (path,))
 
 
 def _scored(
-    labels: Mapping[NodeId, Label], evidence: Mapping[NodeId, Evidence], request: ScoreRequest
+    labels: Mapping[NodeId, Label], evidence: Mapping[NodeId, Evidence], judge: Judge, request: ScoreRequest
 ) -> dict[NodeId, Label]:
     from labelers.scoring import ScoreSettings, score_labels
 
     settings = ScoreSettings(request.tests, request.baseline, seed=request.seed)
-    return score_labels(labels, evidence, _judge(request), settings)
+    return score_labels(labels, evidence, judge, settings)
 
 
 def _judge(request: ScoreRequest) -> Judge:
