@@ -111,7 +111,7 @@ def check_pairs(
     if apart:
         _log.warning("%d of %d pairs left out: their prompts differ in length", len(apart), len(pairs))
     if not usable:
-        raise BadTask(f"no pairs to run{': all of them are misaligned' if apart else ''}")
+        raise MisalignedPair("no pairs to run: all of them are misaligned") if apart else BadTask("no pairs to run")
     for pair in usable:
         problem = problem_of(pair, max_length, vocabulary)
         if problem:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from discovery.ablation import COUNTERFACTUAL, Ablation
+from discovery.ablation import COUNTERFACTUAL, ZERO, Ablation
 from discovery.architecture import Architecture
 from discovery.architectures import architecture_of
 from discovery.baseline import Baseline, constant_baseline, differences, recorded_baseline
@@ -192,9 +192,9 @@ class ComponentModel:
 
         observe: called with each stage's name and what its slots read; `recorded_stream` gives the model's own.
         """
-        return self._run(
-            batch, torch.ones(self.topology.possible.shape), COUNTERFACTUAL, every_slot=True, observe=observe
-        )
+        aligned = batch.corrupt_mask is None or batch.alignment is not None
+        ablation = COUNTERFACTUAL if aligned else ZERO
+        return self._run(batch, torch.ones(self.topology.possible.shape), ablation, every_slot=True, observe=observe)
 
     def recorded_stream(self, stage: str) -> Tensor:
         """The residual stream that the untouched model's slots read at a stage of the last batch, clean prompts."""

@@ -80,7 +80,9 @@ _MIB_BATCH = 20
 class Inputs:
     """Model, train and held-out workloads of one configuration. `prepare` loads them, `hashes` only where it must."""
 
-    def __init__(self, config: RunConfig, task: Task, clock: Clock) -> None:
+    def __init__(self, config: RunConfig, task: Task, clock: Clock, alignment: Alignment | None = None) -> None:
+        """alignment: how corrupt prompts are laid beside clean ones; default: as the ablation needs it."""
+        self._wanted_alignment: Alignment | None = alignment
         self.config = config
         self.task = task
         self.clock = clock
@@ -257,6 +259,8 @@ class Inputs:
         """How corrupt prompts are laid beside clean ones, which only some ablations need."""
         from discovery.ablation import needs_alignment
 
+        if self._wanted_alignment is not None:
+            return self._wanted_alignment
         if self.config.ablation == "mean-span":
             if self.config.task.spans == "none":
                 raise ConfigError("ablation 'mean-span' needs spans: give --spans task")

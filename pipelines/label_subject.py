@@ -61,9 +61,11 @@ class _OnTask:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        task = dataclasses.replace(config.task, spans="none")
-        plain = dataclasses.replace(config, transcoders=TranscodersConfig(), task=task)
-        self._inputs = Inputs(plain, read_task(plain), Clock())
+        # Nodes are looked at over all positions, on pairs whose prompts can be laid side by side token by token.
+        task = dataclasses.replace(config.task, spans="none", misaligned="drop")
+        ablation = "mean" if config.ablation == "mean-span" else config.ablation
+        plain = dataclasses.replace(config, transcoders=TranscodersConfig(), task=task, ablation=ablation)
+        self._inputs = Inputs(plain, read_task(plain), Clock(), alignment="tokens")
 
     @property
     def is_embedded(self) -> bool:
@@ -85,9 +87,14 @@ class _OnTask:
         """The task."""
         return self._inputs.task.name
 
-    def workload(self, pairs: int) -> Workload:
-        """About so many of the task's pairs, of those that were scored on."""
-        return self._inputs.some_of_train(pairs)
+    def workload(self, pairs: int) -> Workload | None:
+        """About so many of the task's pairs, of those that were scored on; None where no prompts are of equal length."""
+        from discovery.batches import MisalignedPair
+
+        try:
+            return self._inputs.some_of_train(pairs)
+        except MisalignedPair:
+            return None
 
     def documents(self, corpus: Sequence[str], generated: int) -> Sequence[Document]:
         """The text that nodes are looked at on; of a model that has none of its own, the task's prompts."""

@@ -14,6 +14,7 @@ from discovery.ablation import COUNTERFACTUAL, ZERO, AblationKind
 from discovery.batch import Batch
 from discovery.batches import make_batches
 from discovery.component_model import ComponentModel
+from discovery.loading import check_first_batch
 from discovery.model import Point
 from discovery.optimal_ablation import LearningSettings
 from discovery.preparation import AblationSettings, prepare_ablation
@@ -110,6 +111,7 @@ def test_other_ablations_do_not_ask_for_alignment(family: str, kind: AblationKin
     for batch in parts:
         assert relative(model.run(batch, ones, ablation), model.full_logits(batch)) < 1e-5
         assert torch.isfinite(model.run(batch, 0 * ones, ablation)).all()
+        assert check_first_batch(model, batch) < 1e-5
         with_spans = SpanModel(model, spans_of(parts))
         every = torch.ones(with_spans.topology.possible.shape)
         assert relative(with_spans.run(batch, every, ablation), model.full_logits(batch)) < 1e-5
