@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -35,6 +35,9 @@ class NodeScores:
     """float32, of every MLP's neurons (the entries of what its last projection reads), where they were asked for."""
     neuron_stderr: Float[np.ndarray, "layer neuron"] | None = None
     """Their standard error."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the method found, as JSON holds it (see `EdgeScores.facts`)."""
 
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.topology.sources),):
@@ -75,7 +78,8 @@ def edge_scores(nodes: NodeScores) -> EdgeScores:
     target_sign = np.array([1.0 if row is None else sign[row] for row in best])
     weaker = source[:, None] < target[None, :]
     values = np.minimum(source[:, None], target[None, :]) * np.where(weaker, sign[:, None], target_sign[None, :])
-    return EdgeScores(topology, np.where(topology.possible, values, np.nan).astype(np.float32), nodes.method)
+    table = np.where(topology.possible, values, np.nan).astype(np.float32)
+    return EdgeScores(topology, table, nodes.method, facts=nodes.facts)
 
 
 def select_nodes(nodes: NodeScores, count: int, by: Literal["absolute", "signed"] = "absolute") -> Circuit:

@@ -71,7 +71,8 @@ def read_nodes(store: RunStore, topology: Topology) -> NodeScores:
 
     tensors = load_tensors(store.path(NODE_ARRAYS).read_bytes())
     method = store.read_json(NODES)["method"]
-    return NodeScores(topology, method=method, **{name: tensors[name] for name in _ARRAYS if name in tensors})
+    arrays: dict[str, Any] = {name: tensors[name] for name in _ARRAYS if name in tensors}
+    return NodeScores(topology, method=method, **arrays)
 
 
 def select_stored_nodes(store: RunStore, topology: Topology, chosen: SelectionConfig) -> Circuit:

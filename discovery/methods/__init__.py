@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         atp,
         atp_star,
         clean_corrupted,
+        conditional,
         eap,
         eap_ig,
         eap_ig_activations,
@@ -180,6 +181,12 @@ METHODS: dict[str, Method] = {
         "discovery.methods.screen_verify",
         gradients=False,
     ),
+    "conditional": Method(
+        "conditional",
+        "of nodes, by real runs: what each does once the strongest heads are ablated; names backup heads (base, heads)",
+        "discovery.methods.conditional",
+        gradients=False,
+    ),
     "random": Method(
         "random",
         "seeded random scores: the baseline that any method must beat",
@@ -203,6 +210,7 @@ if TYPE_CHECKING:  # the type checker proves that every file has the face; a tes
         atp,
         atp_star,
         clean_corrupted,
+        conditional,
         eap,
         eap_ig,
         eap_ig_activations,

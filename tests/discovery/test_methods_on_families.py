@@ -27,7 +27,7 @@ WORK = Workload(
 # In these a head's slots also change the other heads' outputs (a norm behind the attention, or over all heads' q and
 # k), so that a head without kept inputs may still differ from its ablated value: dead ends are not quite dead.
 SEQUENTIAL, FEW = (
-    ("acdc", "screen-verify"),
+    ("acdc", "screen-verify", "conditional"),
     ("gpt2", "gptj", "llama"),
 )  # what they run is tested on every family in their own tests
 COUPLED = ("gemma2", "gemma3", "olmo2")
