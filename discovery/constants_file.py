@@ -33,7 +33,7 @@ def constants_from_bytes(content: bytes, model: ComponentModel) -> Ablation:
     except (SafetensorError, json.JSONDecodeError, ValueError) as error:
         raise BadConstants(f"learned constants that cannot be read: {error}") from None
     d_model = model.blocks[0].weight("q").shape[-1]
-    wanted = {"input": (1, d_model)}
+    wanted: dict[str, tuple[int, ...]] = {"input": (1, d_model)}
     for block in model.blocks:
         wanted[f"heads.{block.index}"] = (1, block.heads, block.d_head)
         wanted[f"mlps.{block.index}"] = (1, d_model)
