@@ -116,6 +116,8 @@ class SelectionConfig:
     """Rank edges by |score| or by the signed score."""
     rule: Literal["top", "greedy"] = "top"
     """The best edges anywhere, or grown from the logits so that every edge is connected when it is added."""
+    refine: int = 0
+    """Circuits run on the scoring split to swap edges for better ones, at no more edges; 0 = none. Costs accordingly."""
     min_stability: float | None = None
     """Of these edges, keep those that are selected in at least this share of the resamples (of the seeds, without any)."""
     resamples: int = 100

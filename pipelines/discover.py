@@ -14,7 +14,7 @@ from pipelines.fingerprint import edgewise_version, hash_settings, versions
 from pipelines.inputs import Inputs, read_task
 from pipelines.judge import judge
 from pipelines.node_results import keep_nodes
-from pipelines.scoring import score
+from pipelines.scoring import methods_of, score
 from pipelines.selection import select, sure_edges
 from pipelines.settings import ConfigError, to_toml
 from pipelines.store import (
@@ -100,9 +100,7 @@ def _label(config: RunConfig, store: RunStore, clock: Clock) -> None:
 
 def check_names(config: RunConfig) -> None:
     """Refuses unknown methods, options, metrics and formats before anything slow happens."""
-    from discovery.methods import method
-
-    method(config.method.name).options(config.method.options)
+    methods_of(config)
     check_formats(config.export.formats)
 
 

@@ -58,6 +58,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--reach", ("selection", "reach"), "else: smallest standard size with this faithfulness (default: 0.85)", "F"),
     Flag("--by", ("selection", "by"), "rank by |score| or by signed score"),
     Flag("--rule", ("selection", "rule"), "best edges anywhere, or grown from the logits"),
+    Flag("--refine", ("selection", "refine"), "then swap edges by N exact runs for a more faithful circuit", "N"),
     Flag("--min-stability", ("selection", "min_stability"), "only edges selected in this share of the resamples", "P"),
     Flag("--resamples", ("selection", "resamples"), "resamples of the pairs to select from again (default: 100)", "N"),
     Flag("--seeds", ("selection", "seeds"), "seeds that a method with a seed is run with (default: 2)", "N"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import RunConfig
 from pipelines.inputs import Inputs
+from pipelines.scoring import methods_of
 
 if TYPE_CHECKING:
     from discovery.circuit_tests import Depth
@@ -126,12 +127,10 @@ def _questions(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: C
 
 def _missed_samples(config: RunConfig) -> int:
     """Subsets by which the effects of nodes outside the circuit are bounded."""
-    from discovery.methods import method
-
     wanted = config.evaluation.missed
     if wanted != "auto":
         return wanted
-    return _MISSED if config.method.file is None and method(config.method.name).bounded else 0
+    return _MISSED if config.method.file is None and any(line.bounded for line, _ in methods_of(config)) else 0
 
 
 def _affordable(inputs: Inputs, runs: int) -> bool:

@@ -24,17 +24,69 @@ def score(config: RunConfig, inputs: Inputs, store: RunStore) -> tuple[EdgeScore
 
     A table is [draw edge] over the possible edges, or [draw node] where the method scores nodes.
     """
-    from discovery.bootstrap import Resamples
     from discovery.foreign_scores import read_scores
-    from discovery.methods import method
-    from graphs.scores import EdgeScores
 
-    wanted = config.selection
     if config.method.file is not None:
         with inputs.clock.time("scores"):
             return read_scores(Path(config.method.file), inputs.model.topology), {}
-    line = method(config.method.name)
-    options, topology, draws = line.options(config.method.options), inputs.model.topology, {}
+    lines = methods_of(config)
+    if len(lines) == 1:
+        return _score(config, *lines[0], inputs, store)
+    return _ensemble([_score(config, *each, inputs, store) for each in lines])
+
+
+def methods_of(config: RunConfig) -> list[tuple[Method, Any]]:
+    """The configured method with its options; several where their names are joined by +. An option goes to all that have it.
+
+    Raises ValueError for unknown names and options, and for methods that cannot be part of an ensemble.
+    """
+    from discovery.methods import method
+
+    lines = [method(name) for name in config.method.name.split("+")]
+    if len(lines) == 1:
+        return [(lines[0], lines[0].options(config.method.options))]
+    owned = [{field.name for field in dataclasses.fields(line.load().Options)} for line in lines]
+    for name in config.method.options:
+        if not any(name in own for own in owned):
+            lines[0].options({name: None})  # says which options it has
+    for line in lines:
+        if line.learned or line.resumes or line.name == "atp":
+            raise ValueError(
+                f"method {line.name!r} cannot be part of an ensemble: join methods that score edges in one go"
+            )
+    given = [{name: value for name, value in config.method.options.items() if name in own} for own in owned]
+    return [(line, line.options(some)) for line, some in zip(lines, given, strict=True)]
+
+
+def _ensemble(
+    parts: list[tuple[EdgeScores | NodeScores, dict[str, np.ndarray]]],
+) -> tuple[EdgeScores, dict[str, np.ndarray]]:
+    """The mean ranks of several methods' scores; where all have draws of a kind, of each draw alike."""
+    from discovery.stability import spread
+    from graphs.ensemble import combined, mean_rank
+    from graphs.scores import EdgeScores
+
+    tables = [scores for scores, _ in parts if isinstance(scores, EdgeScores)]
+    if len(tables) < len(parts):
+        raise ValueError("an ensemble ranks edges, and one of its methods was told to score nodes")
+    scores, draws = mean_rank(tables), {}
+    for kind in ("resamples", "seeds"):
+        if all(kind in drawn for _, drawn in parts):
+            together = zip(*(drawn[kind] for _, drawn in parts), strict=True)
+            draws[kind] = np.stack([combined(rows) for rows in together])
+    if "resamples" in draws:
+        scores = dataclasses.replace(scores, stderr=spread(draws["resamples"], scores.topology))
+    return scores, draws
+
+
+def _score(
+    config: RunConfig, line: Method, options: Any, inputs: Inputs, store: RunStore
+) -> tuple[EdgeScores | NodeScores, dict[str, np.ndarray]]:
+    """Of one method."""
+    from discovery.bootstrap import Resamples
+    from graphs.scores import EdgeScores
+
+    wanted, topology, draws = config.selection, inputs.model.topology, {}
     resamples = Resamples(topology, inputs.train, wanted.resamples, config.seed) if wanted.resamples >= 2 else None
     with inputs.clock.time("scores"):
         on_batch = None if resamples is None else resamples.add

@@ -38,6 +38,8 @@ def select(config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeScore
         circuit = select_stored_nodes(store, scores.topology, config.selection)
     else:
         circuit = again.cut(scores)
+    if config.selection.refine:
+        circuit = _refined(config, inputs, store, scores, circuit)
     draws, said = store.read_draws(), {}
     for kind in ("seeds", "resamples"):  # resamples, where there are any, decide how often an edge is selected
         if kind in draws:
@@ -55,6 +57,17 @@ def select(config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeScore
     if least is not None:
         circuit = dataclasses.replace(circuit, kept=circuit.kept & (circuit.stability >= least))
     return circuit, said
+
+
+def _refined(config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeScores, circuit: Circuit) -> Circuit:
+    """The circuit with edges swapped by real runs on (some of) the scoring split; run.json then has `refined`."""
+    from discovery.refine import refine
+
+    few = inputs.some_of_train(_PAIRS_TO_CHOOSE_BY)
+    found = refine(inputs.model, few, circuit, scores, config.selection.refine, config.selection.by)
+    changed = int((found.circuit.kept & ~circuit.kept).sum())
+    store.run["refined"] = {"before": found.before, "after": found.after, "runs": found.runs, "new_edges": changed}
+    return found.circuit
 
 
 @dataclass(frozen=True)

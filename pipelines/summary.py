@@ -33,6 +33,7 @@ def discovery_summary(
         *_feature_lines(run),
         "",
         _circuit_line(model["edges"], counts),
+        *_refined_lines(run),
         *_judgement_lines(evaluation),
         *_name_lines(run),
         *_node_lines(run),
@@ -178,6 +179,15 @@ def _node_lines(run: Mapping[str, Any]) -> list[str]:
     what = f"{nodes['vectors']:,} q/k/v vectors" + (f" and {nodes['neurons']:,} neurons" if nodes["neurons"] else "")
     lines = [f"nodes         {named(nodes['top'])}  (of {nodes['count']:,})"]
     return [*lines, f"parts         {named(nodes['parts'])}  (of {what})"] if nodes["parts"] else lines
+
+
+def _refined_lines(run: Mapping[str, Any]) -> list[str]:
+    """What swapping edges by real runs has brought, where it was asked for."""
+    found = run.get("refined")
+    if found is None:
+        return []
+    change = f"faithfulness {_number(found['before'])} -> {_number(found['after'])} on the scoring split"
+    return [f"refined       {change}, {found['new_edges']} edges new, {found['runs']:,} circuits run"]
 
 
 def _circuit_line(possible: int, counts: Mapping[str, int]) -> str:

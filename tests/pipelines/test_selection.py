@@ -16,6 +16,7 @@ from pipelines.clock import Clock
 from pipelines.config import RunConfig
 from pipelines.inputs import Inputs
 from pipelines.node_results import keep_nodes
+from pipelines.scoring import methods_of
 from pipelines.selection import select, sure_edges
 from pipelines.settings import ConfigError, build, resolve
 from pipelines.store import RunConflict, RunStore
@@ -122,3 +123,22 @@ def test_draws_are_stored_whole_and_go_with_the_run(tmp_path: Path) -> None:
     store.path("draws.safetensors").write_bytes(b"broken")
     with pytest.raises(RunConflict, match=r"draws\.safetensors"):
         store.read_draws()
+
+
+def test_joined_methods_share_out_their_options_and_refuse_what_cannot_be_ranked() -> None:
+    def of(name: str, **options: object) -> list[tuple[str, object]]:
+        config = build(resolve({"method": {"name": name, **options}}, "test"))
+        return [(line.name, options) for line, options in methods_of(config)]
+
+    joined = of("eap-ig+eap", steps=3)
+    assert [name for name, _ in joined] == ["eap-ig", "eap"]
+    assert getattr(joined[0][1], "steps", None) == 3
+    assert [name for name, _ in of("eap")] == ["eap"]
+    for name, options, words in (
+        ("eap+eapp", {}, "no method 'eapp'"),
+        ("eap-ig+eap", {"stepps": 3}, "no option 'stepps'"),
+        ("eap+atp", {}, "'atp' cannot be part"),
+        ("edge-masks+eap", {}, "'edge-masks' cannot be part"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            of(name, **options)
