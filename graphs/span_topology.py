@@ -60,5 +60,26 @@ def span_topology(base: Topology, spans: Spans) -> Topology:
     return Topology(topology.sources, topology.targets, alive, topology.feeds)
 
 
+def without_spans(topology: Topology) -> tuple[Topology, Spans] | None:
+    """The graph and the spans that `span_topology` makes this graph of; None where it makes none."""
+    names = tuple(node.position for node in topology.sources if node.kind == "input" and node.position is not None)
+    count, last = len(names), topology.targets[-1]
+    if not count or last != Slot(NodeId("logits")):
+        return None
+    if len(topology.sources) % count or (len(topology.targets) - 1) % count:
+        return None
+    sources = tuple(node.at(None) for node in topology.sources[::count])
+    slots = tuple(Slot(slot.node.at(None), slot.port) for slot in topology.targets[:-1:count])
+    rows = topology.possible.reshape(len(sources), count, -1)
+    between = rows[:, :, :-1].reshape(len(sources), count, len(slots), count)
+    read = rows[:, :, -1]
+    possible = np.concatenate([between.any(axis=(1, 3)), read.any(axis=1, keepdims=True)], axis=1)
+    feeds = (*(tuple(row // count for row in fed) for fed in topology.feeds[:-1:count]), ())
+    keys = [number for number, slot in enumerate(slots) if slot.port == "k"]
+    base = Topology(sources, (*slots, last), possible, feeds)
+    spans = Spans(names, np.asarray(between[:, :, keys].any(axis=(0, 2))).T, np.asarray(read.any(axis=0)))
+    return (base, spans) if span_topology(base, spans).same_as(topology) else None
+
+
 def _at(slot: Slot, name: int | str) -> Slot:
     return Slot(slot.node.at(name), slot.port)

@@ -12,6 +12,7 @@ from graphs.circuit import Circuit
 from graphs.evidence_json import named_data, named_of
 from graphs.node import EdgeId, NodeId, Slot
 from graphs.scores import EdgeScores
+from graphs.span_topology import Spans, span_topology, without_spans
 from graphs.topology import Topology, transformer_topology
 from graphs.view import CircuitView
 
@@ -97,8 +98,12 @@ def read_view(text: str | bytes) -> CircuitView:
 
 
 def describe_topology(topology: Topology) -> dict[str, Any]:
-    """A graph as JSON data: its shape where it is a plain decoder's, else names, runs of possible sources and feeds."""
-    shape = _shape(topology)
+    """A graph as JSON data: its shape (and spans) where it is a plain decoder's, else names, runs of possible sources and
+    feeds."""
+    base, spans = without_spans(topology) or (topology, None)
+    shape = _shape(base)
+    if shape is not None and spans is not None:
+        return {**shape, "spans": _spans_json(spans)}
     if shape is not None:
         return shape
     padded = np.pad(topology.possible.astype(np.int8), ((1, 1), (0, 0)))
@@ -112,6 +117,28 @@ def describe_topology(topology: Topology) -> dict[str, Any]:
         "possible": runs,
         "feeds": [list(fed) for fed in topology.feeds],
     }
+
+
+def _spans_json(spans: Spans) -> dict[str, Any]:
+    return {
+        "names": list(spans.names),
+        "sees": spans.sees.astype(int).tolist(),
+        "read": spans.read.astype(int).tolist(),
+    }
+
+
+def _spans(data: Any) -> Spans:
+    """Spans of a file. Raises ValueError for what makes none."""
+    names = tuple(data["names"])
+    for name in names:
+        NodeId("input", position=name)
+    sees, read = np.array(data["sees"]), np.array(data["read"])
+    good = all(set(array.ravel().tolist()) <= {0, 1} for array in (sees, read))
+    if not good or sees.shape != (len(names), len(names)) or read.shape != (len(names),):
+        raise ValueError("topology: 'spans' needs names, and 0 or 1 in sees (for each two of them) and read (for each)")
+    if not names or None in names or len(set(map(str, names))) < len(names):
+        raise ValueError("topology: the names of 'spans' are missing or not different")
+    return Spans(names, sees.astype(bool), read.astype(bool))
 
 
 def _shape(topology: Topology) -> dict[str, Any] | None:
@@ -144,11 +171,14 @@ def _topology(data: Any) -> Topology:
         layers, heads, kv_heads = (int(data[key]) for key in ("layers", "heads", "kv_heads"))
         if min(layers, heads, kv_heads) < 0:
             raise ValueError("topology: negative numbers")
-        _check_size(layers * (heads + 1) + 1, layers * (heads + 2 * kv_heads + 1) + 1)
+        spans = _spans(data["spans"]) if "spans" in data else None
+        count = 1 if spans is None else len(spans.names)
+        _check_size(count * (layers * (heads + 1) + 1), count * (layers * (heads + 2 * kv_heads + 1) + 1))
         flags = data["parallel"] if isinstance(data["parallel"], list) else [data["parallel"]] * layers
         if len(flags) != layers or not all(isinstance(flag, bool) for flag in flags):
             raise ValueError("topology: 'parallel' is neither true nor false, nor one of these for every layer")
-        return transformer_topology(layers, heads, kv_heads, flags)
+        base = transformer_topology(layers, heads, kv_heads, flags)
+        return base if spans is None else span_topology(base, spans)
     sources = tuple(NodeId.parse(_text(name, "sources")) for name in data["sources"])
     targets = tuple(Slot.parse(_text(name, "targets")) for name in data["targets"])
     _check_size(len(sources), len(targets))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from graphs.circuit import Circuit
-from graphs.exporters.circuit_json import export_json, read_circuit
+from graphs.exporters.circuit_json import BadCircuitFile, describe_topology, export_json, read_circuit
 from graphs.node import EdgeId
 from graphs.prune import drop_dead_ends, full_circuit
-from graphs.span_topology import Spans, span_topology
+from graphs.span_topology import Spans, span_topology, without_spans
 from graphs.topology import topology_from_names, transformer_topology
 from graphs.view import CircuitView
 
@@ -66,6 +68,46 @@ def test_names_tell_the_graph(shape: str) -> None:
     assert read_circuit(export_json(CircuitView(circuit))).topology.same_as(topology)
     for edge, _ in circuit.edges[::7]:
         assert EdgeId.parse(str(edge)) == edge
+
+
+@every_shape
+def test_the_spans_of_a_graph_are_found_again(shape: str) -> None:
+    topology = span_topology(SHAPES[shape], SPANS)
+    found = without_spans(topology)
+    assert found is not None
+    assert found[0].same_as(SHAPES[shape]) and found[1].names == SPANS.names
+    described = describe_topology(topology)
+    assert set(described) == {"layers", "heads", "kv_heads", "parallel", "spans"}
+    assert without_spans(SHAPES[shape]) is None
+    other = topology.possible.copy()
+    other[0, 0] = False
+    changed = type(topology)(topology.sources, topology.targets, other, topology.feeds)
+    assert without_spans(changed) is None
+    assert "sources" in describe_topology(changed)
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ({"names": ["a", "a"], "sees": [[1, 1], [1, 1]], "read": [0, 1]}, "not different"),
+        ({"names": ["a b"], "sees": [[1]], "read": [1]}, "neither a position nor a span"),
+        ({"names": ["a"], "sees": [[1, 0]], "read": [1]}, "needs names"),
+        ({"names": ["a"], "sees": [[2]], "read": [1]}, "needs names"),
+        ({"names": [None], "sees": [[1]], "read": [1]}, "missing"),
+        ({"names": ["a"]}, "sees"),
+        (
+            {"names": [f"s{i}" for i in range(3000)], "sees": [[1] * 3000] * 3000, "read": [1] * 3000},
+            "is not to be read",
+        ),
+    ],
+    ids=["twice", "bad name", "bad shape", "bad values", "no name", "missing", "too large"],
+)
+def test_bad_spans_in_a_circuit_file(spans: dict, message: str) -> None:
+    circuit = full_circuit(span_topology(SHAPES["sequential"], SPANS))
+    data = json.loads(export_json(CircuitView(circuit)))
+    data["topology"]["spans"] = spans
+    with pytest.raises(BadCircuitFile, match=message):
+        read_circuit(json.dumps(data))
 
 
 def test_one_span_is_the_graph_without_spans() -> None:
