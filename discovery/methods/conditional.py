@@ -53,7 +53,7 @@ def score(
     """By node, what the metric loses when all its edges are dropped besides those of the strongest heads; mean over pairs.
 
     The ablated heads themselves keep their effect on the whole model. `facts` name them, and the backups: nodes whose effect
-    grew by `least` and by two standard errors. Real runs: two for every node and batch. Every metric that the base method
+    is larger than it was, by `least` and by two standard errors. Real runs: two for every node and batch. Every metric that the base method
     takes, and every ablation.
     """
     options = options or Options()
@@ -78,7 +78,8 @@ def score(
     backups = [
         {"name": names[row], "alone": float(first[row]), "conditional": float(found.values[row])}
         for row in places
-        if grown[row] >= max(enough, 0.0 if spread is None else _SURE * float(spread[row])) and grown[row] > 0
+        if grown[row] >= max(enough, 0.0 if spread is None else _SURE * float(spread[row]))
+        and found.values[row] > abs(first[row])
     ]
     return replace(found, facts={"ablated": [names[row] for row in np.flatnonzero(gone)], "backups": backups})
 
@@ -88,13 +89,13 @@ def _table(values: Float[np.ndarray, " src"] | None) -> Float[np.ndarray, " src"
 
 
 def strongest_heads(model: PatchableModel, workload: Workload, options: Options) -> Bool[np.ndarray, " src"]:
-    """True at the heads whose scores by the base method are largest (of edges: the sum over what the head writes to)."""
+    """True at the heads (without heads: the nodes) whose scores by the base method are largest (of edges: the sum over what the head writes to)."""
     line = method(options.base)
     scores = line.load().score(model, workload, line.options({}))
     values = scores.values if isinstance(scores, NodeScores) else np.nan_to_num(scores.values).sum(1)
     heads = [row for row, node in enumerate(model.topology.sources) if node.kind == "head"]
-    if not heads:
-        raise ValueError("method 'conditional': the graph has no heads that could be ablated")
+    if not heads:  # a feature graph whose attention is wiring: its strongest nodes, then
+        heads = [row for row, slots in enumerate(model.topology.slots_of) if slots]
     gone = np.zeros(len(values), dtype=bool)
     gone[sorted(heads, key=lambda row: -abs(float(values[row])))[: options.heads]] = True
     return gone
