@@ -53,8 +53,8 @@ def score(
     """By node, what the metric loses when all its edges are dropped besides those of the strongest heads; mean over pairs.
 
     The ablated heads themselves keep their effect on the whole model. `facts` name them, and the backups: nodes whose effect
-    is larger than it was, by `least` and by two standard errors. Real runs: two for every node and batch. Every metric that the base method
-    takes, and every ablation.
+    is larger than it was, by `least` and by two standard errors. Real runs: two for every node and batch. Every metric
+    that the base method takes, and every ablation.
     """
     options = options or Options()
     topology = model.topology
@@ -89,7 +89,10 @@ def _table(values: Float[np.ndarray, " src"] | None) -> Float[np.ndarray, " src"
 
 
 def strongest_heads(model: PatchableModel, workload: Workload, options: Options) -> Bool[np.ndarray, " src"]:
-    """True at the heads (without heads: the nodes) whose scores by the base method are largest (of edges: the sum over what the head writes to)."""
+    """True at the heads (without heads: the nodes) whose scores by the base method are largest.
+
+    Of edge scores, the sum over what the node writes to.
+    """
     line = method(options.base)
     scores = line.load().score(model, workload, line.options({}))
     values = scores.values if isinstance(scores, NodeScores) else np.nan_to_num(scores.values).sum(1)
