@@ -340,4 +340,11 @@ class Inputs:
             "train_pairs": self.train.pair_count,
             "held_out_pairs": self.held_out.pair_count,
             "batch_size": max(len(batch) for batch in self.train.batches),
+            **({} if self.config.task.spans == "none" else {"spans": self._span_names()}),
         }
+
+    def _span_names(self) -> list[int | str]:
+        """The spans that nodes stand at, in the order of the prompts."""
+        from discovery.span_model import SpanModel
+
+        return list(self.model.spans.names) if isinstance(self.model, SpanModel) else []

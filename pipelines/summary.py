@@ -30,6 +30,7 @@ def discovery_summary(
         f"{task['train_pairs']} pairs scored, {task['held_out_pairs']} held out for evaluation"
         if task["held_out_pairs"] and config["evaluation"]["holdout"]
         else f"{task['train_pairs']} pairs, both scored and evaluated on",
+        *([f"nodes at {len(task['spans'])} spans: {', '.join(map(str, task['spans']))}"] if "spans" in task else []),
         *_feature_lines(run),
         "",
         _circuit_line(model["edges"], counts),

@@ -54,7 +54,7 @@ def test_a_run_over_spans_is_drawn_resumed_and_judged_again(
 ) -> None:
     run = tmp_path / "run"
     assert main([*command, "--spans", "task"]) == 0
-    capsys.readouterr()
+    assert "nodes at 4 spans: start, name, after_name, end" in capsys.readouterr().out
     circuit = read_circuit((run / "circuit.json").read_bytes())
     names = {node.position for node in circuit.topology.sources}
     assert names == {"start", "name", "after_name", "end"}
