@@ -71,6 +71,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+def _tune(options: argparse.Namespace) -> None:
+    from pipelines.tune import tune
+    from pipelines.tune_flags import tune_request, tune_summary
+
+    done = tune(tune_request(options))
+    print(tune_summary(done))
+    for path in done.written:
+        print(f"wrote {path}")
+
+
 def _export(options: argparse.Namespace) -> None:
     from pipelines.exports import export_stored
     from pipelines.store import RunStore
@@ -288,6 +298,7 @@ def _names(text: str, flag: str) -> tuple[str, ...]:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "discover": _discover,
     "evaluate": _evaluate,
+    "tune": _tune,
     "export": _export,
     "mib": _mib,
     "validate": _validate,

@@ -18,6 +18,8 @@ from pipelines.trace_flags import EPILOG as _TRACE_EPILOG
 from pipelines.trace_flags import add_trace_flags
 from pipelines.train_flags import EPILOG as _TRAIN_EPILOG
 from pipelines.train_flags import add_train_flags
+from pipelines.tune_flags import EPILOG as _TUNE_EPILOG
+from pipelines.tune_flags import add_tune_flags
 
 LISTS = ("models", "tasks", "methods", "exporters", "metrics")
 MAPS = ("residual", "attention", "mlp", "heads")
@@ -135,6 +137,11 @@ _FIXED_BY_THE_RUN = (
     "--spans",
     "--holdout",
 )
+
+
+def _add_tune(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "try methods, steps, ablations and selections, and say which no other one beats"
+    add_tune_flags(_command(commands, name, text, _TUNE_EPILOG))
 
 
 def _add_export(commands: argparse._SubParsersAction, name: str) -> None:
@@ -255,6 +262,7 @@ def _add_list(commands: argparse._SubParsersAction, name: str) -> None:
 _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "discover": _add_discover,
     "evaluate": _add_evaluate,
+    "tune": _add_tune,
     "export": _add_export,
     "mib": _add_mib,
     "validate": _add_validate,

@@ -13,16 +13,22 @@ from pipelines.inputs import Inputs
 from pipelines.store import UNFINISHED, RunStore, StoredJournal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from discovery.bootstrap import Resamples
     from discovery.methods import Method
     from discovery.scoring import OnBatch
     from graphs.node_scores import NodeScores
     from graphs.scores import EdgeScores
 
 
-def score(config: RunConfig, inputs: Inputs, store: RunStore) -> tuple[EdgeScores | NodeScores, dict[str, np.ndarray]]:
+def score(
+    config: RunConfig, inputs: Inputs, store: RunStore, watch: OnBatch | None = None
+) -> tuple[EdgeScores | NodeScores, dict[str, np.ndarray]]:
     """The scores, and tables by what was drawn: `resamples` of the pairs and `seeds`, where there are any.
 
-    A table is [draw edge] over the possible edges, or [draw node] where the method scores nodes.
+    A table is [draw edge] over the possible edges, or [draw node] where the method scores nodes. watch: also called after
+    each batch by a method (no ensemble) that gives the scores of single pairs; what it raises ends the scoring.
     """
     from discovery.foreign_scores import read_scores
 
@@ -31,7 +37,7 @@ def score(config: RunConfig, inputs: Inputs, store: RunStore) -> tuple[EdgeScore
             return read_scores(Path(config.method.file), inputs.model.topology), {}
     lines = methods_of(config)
     if len(lines) == 1:
-        return _score(config, *lines[0], inputs, store)
+        return _score(config, *lines[0], inputs, store, watch)
     return _ensemble([_score(config, *each, inputs, store) for each in lines])
 
 
@@ -80,7 +86,12 @@ def _ensemble(
 
 
 def _score(
-    config: RunConfig, line: Method, options: Any, inputs: Inputs, store: RunStore
+    config: RunConfig,
+    line: Method,
+    options: Any,
+    inputs: Inputs,
+    store: RunStore,
+    watch: OnBatch | None = None,
 ) -> tuple[EdgeScores | NodeScores, dict[str, np.ndarray]]:
     """Of one method."""
     from discovery.bootstrap import Resamples
@@ -89,7 +100,7 @@ def _score(
     wanted, topology, draws = config.selection, inputs.model.topology, {}
     resamples = Resamples(topology, inputs.train, wanted.resamples, config.seed) if wanted.resamples >= 2 else None
     with inputs.clock.time("scores"):
-        on_batch = None if resamples is None else resamples.add
+        on_batch = _both(resamples, watch)
         if line.learned:
             scores = _learn(line, options, inputs, store)
         else:
@@ -114,6 +125,19 @@ def _learn(line: Method, options: Any, inputs: Inputs, store: RunStore) -> EdgeS
         inputs.replace_ablation(learned.ablation)
         store.write_constants(learned.ablation)
     return learned.scores
+
+
+def _both(resamples: Resamples | None, watch: OnBatch | None) -> OnBatch | None:
+    """What a method calls after each batch."""
+    if resamples is None or watch is None:
+        return watch if resamples is None else resamples.add
+    add, see = resamples.add, watch
+
+    def both(number: int, scores: Tensor) -> None:
+        add(number, scores)
+        see(number, scores)
+
+    return both
 
 
 def _other_seeds(line: Method, options: Any, inputs: Inputs, scores: EdgeScores | NodeScores, seeds: int) -> np.ndarray:
