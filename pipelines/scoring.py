@@ -13,8 +13,6 @@ from pipelines.inputs import Inputs
 from pipelines.store import UNFINISHED, RunStore, StoredJournal
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from discovery.bootstrap import Resamples
     from discovery.methods import Method
     from discovery.scoring import OnBatch
@@ -133,7 +131,7 @@ def _both(resamples: Resamples | None, watch: OnBatch | None) -> OnBatch | None:
         return watch if resamples is None else resamples.add
     add, see = resamples.add, watch
 
-    def both(number: int, scores: Tensor) -> None:
+    def both(number: int, scores: Any) -> None:
         add(number, scores)
         see(number, scores)
 

@@ -23,8 +23,6 @@ from pipelines.store import RunStore
 from pipelines.tune_config import TuneConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from discovery.ablation import Ablation
     from discovery.evaluate import Question
     from discovery.evaluation import Curve, Evaluation
@@ -60,7 +58,7 @@ class Watch(Protocol):
     seconds: float
     """How long it has looked; no part of the scoring's time."""
 
-    def __call__(self, number: int, scores: Tensor) -> None:
+    def __call__(self, number: int, scores: Any) -> None:
         """As `discovery.scoring.OnBatch`."""
         ...
 
@@ -112,10 +110,15 @@ class TuneInputs(Inputs):
 
     def scored_under(self, kind: str) -> float:
         """Puts an ablation in the scoring part's place and gives the seconds that it took to prepare."""
-        train, validation = self._loaded
+        _ = self._loaded
         ablation, seconds = self.ablation_of(kind)
-        self._workloads = dataclasses.replace(train, ablation=ablation), validation
+        self.replace_ablation(ablation)
         return seconds
+
+    def replace_ablation(self, ablation: Ablation) -> None:
+        """In the scoring part alone: circuits are judged under what was asked for."""
+        train, validation = self._loaded
+        self._workloads = dataclasses.replace(train, ablation=ablation), validation
 
     def workload_of(self, task: Task) -> Workload:
         """Other pairs, judged as the validation part is."""

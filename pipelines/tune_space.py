@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 BASELINE = "random"
 """The method of the trial that the others must beat."""
-SLOW = ("exact", "acdc", "edge-masks", "uniform-gradients", "screen-verify", "contextual-decomposition")
-"""Methods that make many runs of the model or learn: tried where they are named."""
+SLOW = ("exact", "acdc", "edge-masks", "uniform-gradients", "screen-verify", "conditional")
+"""Methods that learn or make many runs of the model: tried where they are named."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,44 @@ RANGES: dict[str, dict[str, Range | Choice]] = {
         "gates": Choice((True, False)),
     },
     "information-flow": {"tau": Choice((0.0, 0.005, 0.01, 0.02, 0.04, 0.08))},
+    "edge-masks": {
+        "sparsity": Choice((0.5, 0.7, 0.8, 0.9, 0.95, 0.98)),
+        "steps": Range(100, 1000),
+        "loss": Choice(("kl", "metric")),
+    },
+    "uniform-gradients": {
+        "penalty": Range(1e-4, 1e-1),
+        "steps": Range(100, 1000),
+        "loss": Choice(("kl", "metric")),
+    },
+    "acdc": {
+        "share": Range(1e-4, 0.1),
+        "heads": Choice(("descending", "ascending")),
+        "change": Choice(("drop", "absolute")),
+    },
+    "screen-verify": {"steps": Range(1, 20), "rule": Choice(("left", "midpoint", "gauss-legendre"))},
 }
 """Method -> option -> what is tried. A method without a line is tried with its defaults."""
+
+
+_CUTS: dict[str, tuple[str, ...]] = {"cut": (), "node_cut": ("nodes",), "own_cut": ("own",)}
+"""Name of a parameter -> what may be tried beside the cuts for all: circuits of nodes, a method's own circuit."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What selections from some scores depend on."""
+
+    edges: int
+    """Of the graph."""
+    largest: float
+    """The largest |score|."""
+    nodes: int | None = None
+    """How many nodes were scored; None where edges were."""
+    own: bool = False
+    """Whether the method decides on a circuit."""
+    drawn: bool = False
+    """Whether scores were drawn again, so that stability is known."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +127,8 @@ class Space:
         """Asks for the ablation to score under."""
         return _one_of(trial, "ablation", self.ablations)
 
-    def selection(
-        self, trial: Trial, largest: float | int, nodes: int | None, edges: int, drawn: bool
-    ) -> SelectionConfig:
-        """Asks how the circuit is cut out. largest: |score|. nodes: how many were scored, None where edges were. edges: of
-        the graph. drawn: whether scores were drawn again, so that stability is known."""
+    def selection(self, trial: Trial, about: Facts) -> SelectionConfig:
+        """Asks how the circuit is cut out of scores such as these."""
         tune = self.tune
         rule, by = _one_of(trial, "rule", tune.rules), _one_of(trial, "by", tune.by)
         chosen = dataclasses.replace(
@@ -103,19 +136,21 @@ class Space:
         )
         if tune.curve:
             return chosen
-        if drawn and tune.stability:
+        if about.drawn and tune.stability:
             chosen = dataclasses.replace(
                 chosen, min_stability=trial.suggest_categorical("stability", (None, *tune.stability))
             )
-        low, high = max(tune.sizes[0], min(1 / edges, tune.sizes[1] / 2)), tune.sizes[1]
-        if nodes is not None and _one_of(trial, "node_cut", ("nodes", *tune.cuts)) == "nodes":
+        low, high = max(tune.sizes[0], min(1 / about.edges, tune.sizes[1] / 2)), tune.sizes[1]
+        kind = "node_cut" if about.nodes is not None else "own_cut" if about.own else "cut"
+        cut = _one_of(trial, kind, (*_CUTS[kind], *tune.cuts))
+        if cut == "own":
+            return chosen
+        if cut == "nodes" and about.nodes is not None:
             share = trial.suggest_float("node_share", low, high, log=True)
-            return dataclasses.replace(chosen, nodes=max(1, round(share * nodes)))
-        cut = trial.params.get("node_cut") or _one_of(trial, "cut", tune.cuts)
+            return dataclasses.replace(chosen, nodes=max(1, round(share * about.nodes)))
         if cut == "threshold" and rule == "top":
-            return dataclasses.replace(
-                chosen, threshold=largest * trial.suggest_float("threshold", 1e-4, 0.5, log=True)
-            )
+            share = trial.suggest_float("threshold", 1e-4, 0.5, log=True)
+            return dataclasses.replace(chosen, threshold=about.largest * share)
         return dataclasses.replace(chosen, size=trial.suggest_float("size", low, high, log=True))
 
     def first(self, number: int) -> dict[str, Any]:
@@ -137,7 +172,8 @@ class Space:
 
 def make_space(base: RunConfig, tune: TuneConfig) -> Space:
     """What these settings let trials try. Raises ValueError naming an unknown method, option or range."""
-    from discovery.methods import METHODS, method
+    from discovery.methods import METHODS
+    from pipelines.scoring import methods_of
 
     methods = tune.methods or tuple(name for name in METHODS if name not in (*SLOW, BASELINE))
     known = dict.fromkeys(("counterfactual", "mean", "zero"))
@@ -148,9 +184,9 @@ def make_space(base: RunConfig, tune: TuneConfig) -> Space:
         own |= {key: _range(name, key, value) for key, value in tune.options.get(name, {}).items()}
         for key, wanted in own.items():
             for value in wanted.values if isinstance(wanted, Choice) else (wanted.low, wanted.high):
-                method(name).options({key: value})
+                methods_of(dataclasses.replace(base, method=MethodConfig(name, {key: value})))
+        methods_of(dataclasses.replace(base, method=MethodConfig(name)))
         ranges[name] = own
-        method(name)
     unused = [name for name in tune.options if name not in methods]
     if unused:
         raise ConfigError(f"tune.options: {unused[0]!r} is not among the methods to try ({', '.join(methods)})")
@@ -187,4 +223,5 @@ def _one_of(trial: Trial, name: str, values: tuple[Any, ...]) -> Any:
 def _default(method_name: str, key: str) -> Any:
     from discovery.methods import method
 
-    return getattr(method(method_name).load().Options(), key)
+    defaults = (method(name).load().Options() for name in method_name.split("+"))
+    return next(getattr(options, key) for options in defaults if hasattr(options, key))

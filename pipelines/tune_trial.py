@@ -13,11 +13,10 @@ from pipelines.settings import to_toml
 from pipelines.store import RunStore
 from pipelines.tune_bench import Bench, Scored, largest_score
 from pipelines.tune_config import OBJECTIVES
-from pipelines.tune_space import BASELINE, Space
+from pipelines.tune_space import BASELINE, Facts, Space
 
 if TYPE_CHECKING:
     from optuna import Trial
-    from torch import Tensor
 
 
 def run_trial(bench: Bench, space: Space, trial: Trial, number: int) -> tuple[float, ...]:
@@ -31,7 +30,7 @@ def run_trial(bench: Bench, space: Space, trial: Trial, number: int) -> tuple[fl
     ablation = space.base.ablation if baseline else space.ablation(trial)
     watch = None if baseline or not _prunes(bench) else _Watch(bench, space, trial, method, ablation)
     scored = bench.scored(method, ablation, watch)
-    candidate = _candidate(space, trial, method, ablation, scored, bench)
+    candidate = _candidate(space, trial, method, ablation, scored)
     trial.set_user_attr("scores", scored.store.directory.name)
     found = _judged(bench, trial, candidate, scored) if watch is not None else bench.judged(candidate, scored)
     found["seconds"] = scored.seconds
@@ -53,14 +52,13 @@ def _prunes(bench: Bench) -> bool:
     return len(names) == 1 and OBJECTIVES[names[0]].judged
 
 
-def _candidate(
-    space: Space, trial: Trial, method: MethodConfig, ablation: str, scored: Scored, bench: Bench
-) -> RunConfig:
+def _candidate(space: Space, trial: Trial, method: MethodConfig, ablation: str, scored: Scored) -> RunConfig:
     """The settings of the run that the trial stands for. What was asked for once stays."""
     topology = scored.edges.topology
     nodes = sum(bool(slots) for slots in topology.slots_of) if scored.store.finished("nodes") else None
-    drawn = bool(scored.store.read_draws())
-    selection = space.selection(trial, largest_score(scored.edges), nodes, topology.edge_count, drawn)
+    own, drawn = scored.edges.kept is not None, bool(scored.store.read_draws())
+    facts = Facts(topology.edge_count, largest_score(scored.edges), nodes, own, drawn)
+    selection = space.selection(trial, facts)
     return dataclasses.replace(space.base, method=method, ablation=ablation, selection=selection, out=None)  # type: ignore[arg-type]
 
 
@@ -101,18 +99,17 @@ class _Watch:
         self.bench, self.space, self.trial = bench, space, trial
         self.method, self.ablation = method, ablation
         self.seconds = 0.0
-        self._sum: np.ndarray | None = None
+        self._sum: Any = 0.0
         self._pairs = 0
         batches = len(bench.inputs.train.batches)
         self._when = _part(batches, 0.25) if batches > 1 else None
 
-    def __call__(self, number: int, scores: Tensor) -> None:
+    def __call__(self, number: int, scores: Any) -> None:
         """Takes in the scores of a batch's pairs. Raises TrialPruned."""
         start = time.perf_counter()
         try:
             if self._when is not None and number < self._when and scores.ndim == 3:  # nodes: when all are scored
-                added = scores.sum(0).double().cpu().numpy()
-                self._sum = added if self._sum is None else self._sum + added
+                self._sum = self._sum + scores.sum(0).double().cpu().numpy()
                 self._pairs += len(scores)
                 if number + 1 == self._when:
                     self._look(self._sum / self._pairs)
@@ -126,7 +123,7 @@ class _Watch:
         topology, work = self.bench.inputs.model.topology, self.bench.inputs.held_out
         values = np.where(topology.possible, mean, np.nan).astype(np.float32)
         partial = Scored(EdgeScores(topology, values, self.method.name), _nothing_yet(self.bench), 0.0)
-        candidate = _candidate(self.space, self.trial, self.method, self.ablation, partial, self.bench)
+        candidate = _candidate(self.space, self.trial, self.method, self.ablation, partial)
         some = dataclasses.replace(work, batches=work.batches[: _part(len(work.batches), 0.25)])
         try:
             found = self.bench.judged(candidate, partial, some)
