@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -29,6 +29,41 @@ from graphs.scores import EdgeScores
 Loss = Literal["kl", "metric"]
 """kl: from the full model's next-token distribution, in nats; metric: distance of the task's metric from the full model's."""
 _SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """What every method that learns masks can be told."""
+
+    steps: int = 300
+    """Steps of Adam."""
+    pairs: int = 4
+    """Pairs of one step. Many masks on few pairs learn faster than one mask on many."""
+    samples: int = 8
+    """Masks drawn in one step; each is run on all of its pairs."""
+    rate: float = 0.1
+    """Learning rate of masks; falls to zero along a line towards the end."""
+    spread: float = 3.0
+    """How far the best edge starts above the mean, and the worst below, by rank."""
+    loss: Loss = "kl"
+    """kl: divergence from the full model; metric: distance of the task's metric from the full model's."""
+    constants_rate: float = 0.05
+    """With the ablation `optimal`: learning rate of its constants, in units of each source's spread."""
+    seed: int = 0
+    """Of the masks and of the order of the pairs."""
+
+    def check(self, method: str, positive: Sequence[str] = (), shares: Sequence[str] = ()) -> None:
+        """Raises ValueError naming an option that is out of range. positive, shares: further options, of the method's own."""
+        for name in ("steps", "pairs", "samples", "rate", "spread", "seed", *positive, *shares):
+            value, least = getattr(self, name), 1 if name in ("steps", "pairs", "samples") else 0
+            if value is None:
+                continue
+            if name in shares and not 0 <= value < 1:
+                raise ValueError(f"method '{method}': {name} must be at least 0 and below 1, not {value}")
+            if name in ("rate", *positive) and not value > 0:
+                raise ValueError(f"method '{method}': {name} must be above 0, not {value}")
+            if value < least:
+                raise ValueError(f"method '{method}': {name} must be {least} or more, not {value}")
 
 
 @dataclass(frozen=True, eq=False)

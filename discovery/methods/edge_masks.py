@@ -13,7 +13,7 @@ from discovery.hard_concrete import HardConcreteMasks
 from discovery.joint_constants import constants_to_learn
 from discovery.journal import Journal
 from discovery.mask_start import Start, ranks_at_start
-from discovery.mask_training import LearnedMasks, Loss, TrainingPlan, train_masks
+from discovery.mask_training import LearnedMasks, LearningOptions, TrainingPlan, train_masks
 from discovery.model import PatchableModel
 from discovery.scoring import OnBatch, as_table
 from discovery.workload import Workload
@@ -25,21 +25,13 @@ _DRAWS = 16  # masks by which the sparsity at the start is measured
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LearningOptions):
     """What is learned, for how long, and to which size."""
 
     sparsity: float = 0.95
     """Share of the edges to be dropped in the end."""
     node_sparsity: float | None = None
     """Share of the nodes to be closed in the end; none: no constraint but the edges'."""
-    steps: int = 300
-    """Steps of Adam."""
-    pairs: int = 4
-    """Pairs of one step. Many masks on few pairs learn faster than one mask on many."""
-    samples: int = 8
-    """Masks drawn in one step; each is run on all of its pairs."""
-    rate: float = 0.1
-    """Learning rate of masks; falls to zero along a line over the last 30 % of the steps."""
     multiplier_rate: float = 2.0
     """Learning rate of the multipliers that enforce the sparsity."""
     warmup: float = 0.8
@@ -48,29 +40,9 @@ class Options:
     """Method whose |scores| order the masks at the start; none: all alike."""
     log_alpha: float = 1.0
     """Mean log alpha of the edges at the start."""
-    spread: float = 3.0
-    """How far the best edge starts above the mean, and the worst below, by rank."""
-    loss: Loss = "kl"
-    """kl: divergence from the full model; metric: distance of the task's metric from the full model's."""
-    constants_rate: float = 0.05
-    """With the ablation `optimal`: learning rate of its constants, in units of each source's spread."""
-    seed: int = 0
-    """Of the masks and of the order of the pairs."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "pairs", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"method '{_NAME}': {name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("rate", "multiplier_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"method '{_NAME}': {name} must be above 0, not {getattr(self, name)}")
-        for name in ("sparsity", "node_sparsity", "warmup"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"method '{_NAME}': {name} must be at least 0 and below 1, not {value}")
-        if self.seed < 0 or self.spread < 0:
-            name = "seed" if self.seed < 0 else "spread"
-            raise ValueError(f"method '{_NAME}': {name} must be 0 or more, not {getattr(self, name)}")
+        self.check(_NAME, positive=("multiplier_rate",), shares=("sparsity", "node_sparsity", "warmup"))
 
 
 class EdgePruning:

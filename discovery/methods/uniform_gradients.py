@@ -12,7 +12,7 @@ from torch import Tensor
 from discovery.joint_constants import constants_to_learn
 from discovery.journal import Journal
 from discovery.mask_start import Start, ranks_at_start
-from discovery.mask_training import LearnedMasks, Loss, TrainingPlan, train_masks
+from discovery.mask_training import LearnedMasks, LearningOptions, TrainingPlan, train_masks
 from discovery.model import PatchableModel
 from discovery.scoring import OnBatch, as_table
 from discovery.workload import Workload
@@ -24,19 +24,11 @@ _NAME = "uniform-gradients"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LearningOptions):
     """What an edge costs, and how long is sampled."""
 
     penalty: float = 1e-3
     """Cost of a kept edge, in units of the loss (nats with kl): the smaller, the larger the circuit."""
-    steps: int = 300
-    """Steps of Adam."""
-    pairs: int = 4
-    """Pairs of one step."""
-    samples: int = 8
-    """Masks drawn in one step; each is run on all of its pairs."""
-    rate: float = 0.1
-    """Learning rate of the log odds; falls to zero along a line over the last third of the steps."""
     clip: float = 5.0
     """Largest norm of a step's gradient."""
     start: Start = "none"
@@ -45,23 +37,11 @@ class Options:
     """Mean log odds of keeping an edge at the start."""
     spread: float = 2.0
     """How far the best edge starts above the mean, and the worst below, by rank."""
-    loss: Loss = "kl"
-    """kl: divergence from the full model; metric: distance of the task's metric from the full model's."""
-    constants_rate: float = 0.05
-    """With the ablation `optimal`: learning rate of its constants, in units of each source's spread."""
-    seed: int = 0
-    """Of the masks and of the order of the pairs."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "pairs", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"method '{_NAME}': {name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"method '{_NAME}': {name} must be above 0, not {getattr(self, name)}")
-        for name in ("penalty", "spread", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"method '{_NAME}': {name} must be 0 or more, not {getattr(self, name)}")
+        self.check(_NAME, positive=("clip",))
+        if self.penalty < 0:
+            raise ValueError(f"method '{_NAME}': penalty must be 0 or more, not {self.penalty}")
 
 
 def coefficients(log_odds: Float[Tensor, "*any"], uniform: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
