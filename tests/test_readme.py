@@ -15,6 +15,7 @@ from pipelines.cli import main
 from pipelines.flags import flag_settings
 from pipelines.parser import make_parser
 from pipelines.settings import build, resolve
+from pipelines.tune_config import read_tune
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,7 +50,9 @@ def test_the_settings_in_the_pages_are_settings() -> None:
     blocks = [block for page in PAGES for block in re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
     assert blocks
     for block in blocks:
-        build(resolve(tomllib.loads(block), "page"))
+        table = tomllib.loads(block)
+        read_tune([("page", table.pop("tune", {}))])
+        build(resolve(table, "page"))
 
 
 @pytest.mark.skipif(not model_directory().is_dir(), reason="the embedded model is not in this checkout")
