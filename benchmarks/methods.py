@@ -114,10 +114,10 @@ def main() -> None:
         for name in names:
             results[model][name] = measure(options.shared, model, name, options.limit, options.seconds)
             print(model, name, results[model][name], file=sys.stderr, flush=True)
+        if options.out is not None:
+            options.out.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+            options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(markdown(results))
-    if options.out is not None:
-        options.out.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
-        options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

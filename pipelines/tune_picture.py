@@ -69,7 +69,9 @@ def describe(entry: Entry) -> str:
     """What an entry tries, on one line."""
     run = entry.run
     chosen = run.selection
-    options = " ".join(f"{key}={value}" for key, value in run.method.options.items())
+    options = " ".join(
+        f"{key}={f'{value:.3g}' if isinstance(value, float) else value}" for key, value in run.method.options.items()
+    )
     cuts = {"nodes": chosen.nodes, "size": chosen.size, "threshold": chosen.threshold}
     cut = next((f"{key} {value:.3g}" for key, value in cuts.items() if value is not None), "")
     more = "" if chosen.min_stability is None else f" stability {chosen.min_stability:g}"

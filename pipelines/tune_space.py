@@ -158,7 +158,7 @@ class Space:
         the middle of the sizes."""
         if number == 0:
             low, high = self.tune.sizes
-            return {"cut": "size", "size": (low * high) ** 0.5, "rule": "top", "by": "absolute"}
+            return {"cut": "size", "size": (low * high) ** 0.5, "rule": "top", "by": "absolute", "stability": None}
         if not 1 <= number <= len(self.methods):
             return {}
         name = self.methods[number - 1]
