@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from discovery.distributed import summed
 from discovery.statistics import resample_counts
 from discovery.workload import Workload
 from graphs.topology import Topology
@@ -47,6 +48,7 @@ class Resamples:
         self._seen += len(places)
 
     def tables(self) -> Float[np.ndarray, "resample place"] | None:
-        """The means; None where the method did not give every pair's own scores."""
-        complete = self._tables is not None and self._seen == self._workload.pair_count
-        return self._tables.numpy() if self._tables is not None and complete else None
+        """The means over the pairs of all processes; None where the method did not give every pair's own scores."""
+        if int(summed(torch.tensor(self._seen))) != self._workload.pair_count or self._tables is None:
+            return None
+        return summed(self._tables).numpy()

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.batch import Batch
+from discovery.distributed import own_batches, summed
 from discovery.metrics import accuracy, log_prob
 from discovery.model import PatchableModel
 from discovery.patched_metric import auto_masks_per_run, full_metric, patched_metric
@@ -64,20 +65,22 @@ def measure(
     if not workload.pair_count:
         raise ValueError("there are no prompt pairs to evaluate on")
     masks, places = _distinct(model.topology, circuits)
-    full_pieces, pieces, known = [], [], []
-    with tqdm(total=len(masks) * len(workload.batches), desc="evaluate", unit="run", delay=1, leave=False) as bar:
-        for batch in workload.batches:
+    starts = np.cumsum([0, *map(len, workload.batches)]).tolist()
+    rows = torch.zeros(len(masks) + 1, workload.pair_count, dtype=torch.float64)
+    own = own_batches(workload)
+    with tqdm(total=len(masks) * len(own), desc="evaluate", unit="run", delay=1, leave=False) as bar:
+        for number, batch in own:
             full, logits = full_metric(model, batch, workload.metric)
             size = masks_per_run
             if size == "auto":  # a run may hold what every source writes
                 size = auto_masks_per_run(batch, logits, len(model.topology.sources) + 1)
             patched = patched_metric(model, batch, workload.metric, masks[1:], workload.ablation, logits, size)
-            full_pieces.append(full)
-            known.append(_known(logits, batch))
-            pieces.append(torch.cat([full[None], patched]))
+            columns = slice(starts[number], starts[number + 1])
+            rows[:, columns] = torch.cat([full[None], patched, _known(logits, batch)[None].to(full)])
             bar.update(len(masks))
-    values = torch.cat(pieces, dim=1).numpy()
-    measured = Measured(torch.cat(full_pieces).numpy(), values[1], values[places], torch.cat(known).numpy())
+    *values, known = summed(rows).numpy()  # pairs of other processes' batches are 0 here
+    values = np.stack(values)
+    measured = Measured(values[0], values[1], values[places], known > 0)
     _check_gap(measured, workload)
     return measured
 

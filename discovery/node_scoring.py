@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from discovery.distributed import own_batches
 from discovery.model import PatchableModel
 from discovery.node_effects import NO_FIXES, Fixes
 from discovery.scoring import Moments, OnBatch, require_gradient, require_slope
@@ -29,8 +30,9 @@ def mean_node_scores(
     require_gradient(workload.metric, method)
     require_slope(workload.metric, method)
     sources, slots, hidden = Moments(), Moments(), Moments()
-    with tqdm(total=workload.pair_count, desc=method, unit="pair", delay=1, leave=False) as bar:
-        for number, batch in enumerate(workload.batches):
+    own = own_batches(workload)
+    with tqdm(total=sum(len(batch) for _, batch in own), desc=method, unit="pair", delay=1, leave=False) as bar:
+        for number, batch in own:
             effects = model.linearize_nodes(batch, workload.metric, workload.ablation, fixes, neurons)
             sources.add(effects.sources)
             slots.add(effects.slots)
@@ -39,6 +41,8 @@ def mean_node_scores(
             if on_batch is not None:
                 on_batch(number, effects.sources)
             bar.update(len(batch))
+    for moments in (sources, slots, *([hidden] if neurons else [])):
+        moments.join()
     ports = np.array([slot.port is not None for slot in model.topology.targets])
     values, stderr = _single(sources)
     parts, parts_stderr = _single(slots)

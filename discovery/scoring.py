@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.batch import Batch
+from discovery.distributed import own_batches, process_count, smallest, summed
 from discovery.metrics import Metric
 from discovery.model import PatchableModel, Point
 from discovery.rules import PLAIN, Rules
@@ -44,6 +45,17 @@ class Moments:
         self._mean = self._mean + step * (new / total)
         self._squares = self._squares + squares + step.square() * (self.count * new / total)
         self.count = total
+
+    def join(self) -> None:
+        """Takes in what the other processes have added, if there are any. Raises ValueError where one has added nothing."""
+        if process_count() == 1:
+            return
+        if not smallest(self.count):
+            raise ValueError("there are fewer batches than processes: give smaller batches, or fewer processes")
+        total = int(summed(torch.tensor(self.count)))
+        mean = summed(self._mean * self.count) / total
+        self._squares = summed(self._squares + (self._mean - mean).square() * self.count)
+        self._mean, self.count = mean, total
 
     def mean(self) -> Float[np.ndarray, " *any"]:
         """The mean, float64. Raises ValueError when nothing was added."""
@@ -99,9 +111,9 @@ def mean_scores(
     on_batch: OnBatch | None = None,
 ) -> EdgeScores:
     """The mean over pairs of what `score` gives for each batch, and its standard error."""
-    moments = PairMoments(model.topology)
-    with tqdm(total=workload.pair_count, desc=method, unit="pair", delay=1, leave=False) as bar:
-        for number, batch in enumerate(workload.batches):
+    moments, own = PairMoments(model.topology), own_batches(workload)
+    with tqdm(total=sum(len(batch) for _, batch in own), desc=method, unit="pair", delay=1, leave=False) as bar:
+        for number, batch in own:
             scores = score(batch)
             weights = workload.weights(batch)
             if weights is not None:
@@ -110,6 +122,7 @@ def mean_scores(
             if on_batch is not None:
                 on_batch(number, scores)
             bar.update(len(batch))
+    moments.join()
     return moments.scores(method)
 
 

@@ -7,11 +7,13 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipelines.flags import flag_settings
 from pipelines.parser import make_parser
+from pipelines.processes import check_command, is_first
 from pipelines.settings import ConfigError, Settings, build, from_file
 
 USER_ERROR = 2
@@ -20,6 +22,8 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 done, 2 a mistake in what was asked for, 130 interrupted."""
+    if not is_first():
+        os.environ["TQDM_DISABLE"] = "1"
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -31,6 +35,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.debug else logging.WARNING, format="%(name)s: %(message)s")
     try:
+        check_command(options.command)
         COMMANDS[options.command](options)
     except BrokenPipeError:  # the reader of our output has gone (`edgewise list tasks | head -1`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,7 +49,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _complain(text: str) -> None:
-    print(f"edgewise: {text}", file=sys.stderr)
+    if is_first():
+        print(f"edgewise: {text}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(1)  # torchrun stops all as soon as one has ended: the first process has spoken by then
 
 
 def _one_line(error: BaseException) -> str:
@@ -59,6 +67,8 @@ def _discover(options: argparse.Namespace) -> None:
 
     layers: list[Settings] = [] if options.config is None else [from_file(options.config)]
     outcome = discover(build(*layers, flag_settings(options)), options.overwrite)
+    if not is_first():
+        return
     print(discovery_summary(outcome.store.run, outcome.evaluation, outcome.reused, outcome.written))
 
 

@@ -14,6 +14,7 @@ from pipelines.fingerprint import edgewise_version, hash_settings, versions
 from pipelines.inputs import Inputs, read_task
 from pipelines.judge import judge
 from pipelines.node_results import keep_nodes
+from pipelines.processes import check_shares, is_first, shared_run
 from pipelines.scoring import methods_of, score
 from pipelines.selection import select, sure_edges
 from pipelines.settings import ConfigError, to_toml
@@ -61,23 +62,34 @@ class Outcome:
 def discover(config: RunConfig, overwrite: bool = False) -> Outcome:
     """Runs the straight line, or what is left of it, in the configured directory.
 
-    Raises ValueError (in one line) for settings, files and models that cannot be used; finished steps stay on disk.
+    Raises ValueError (in one line) for settings, files and models that cannot be used; finished steps stay on disk. Of
+    several processes (torchrun) the first alone names nodes, exports and writes.
     """
     check_names(config)
     clock = Clock()
-    with clock.time("task"):
-        task = read_task(config)
-    inputs = Inputs(config, task, clock)
-    _ = inputs.metric  # refuses an unknown name before anything is written
-    store = RunStore(config.out or default_directory(config))
-    store.open(identity(config, inputs), to_toml(config), overwrite)
-    reused = tuple(step for step in (*COMPUTED, "labels", "exports") if store.finished(step))
-    if not all(store.finished(step) for step in COMPUTED):
-        _compute(config, inputs, store)
+    with shared_run(config, Path(config.out or default_directory(config))) as directory:
+        store, reused = _run_model(config, directory, overwrite, clock)
+        evaluation = store.read_json(EVALUATION)
+    if not is_first():
+        return Outcome(store, evaluation, reused, ())
     if wants_labels(config) and not store.finished("labels"):
         _label(config, store, clock)
     written = export_run(store, config.export.formats, clock)
     return Outcome(store, store.read_json(EVALUATION), reused, tuple(written))
+
+
+def _run_model(config: RunConfig, directory: Path, overwrite: bool, clock: Clock) -> tuple[RunStore, tuple[str, ...]]:
+    """The steps that need the model, and which of all steps were finished before."""
+    with clock.time("task"):
+        task = read_task(config)
+    inputs = Inputs(config, task, clock)
+    _ = inputs.metric  # refuses an unknown name before anything is written
+    store = RunStore(directory)
+    store.open(identity(config, inputs), to_toml(config), overwrite)
+    reused = tuple(step for step in (*COMPUTED, "labels", "exports") if store.finished(step))
+    if not all(store.finished(step) for step in COMPUTED):
+        _compute(config, inputs, store)
+    return store, reused
 
 
 def wants_labels(config: RunConfig) -> bool:
@@ -163,6 +175,7 @@ def _compute(config: RunConfig, inputs: Inputs, store: RunStore) -> None:
         take_choice(store, inputs)
         inputs.prepare()
         check_graph(config, inputs)
+    check_shares(inputs)
     if inputs.train.ablation.kind == "optimal" and not store.finished("constants"):
         store.write_constants(inputs.train.ablation)
     store.note(

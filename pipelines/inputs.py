@@ -244,15 +244,18 @@ class Inputs:
 
     def _batches(self, task: Task) -> tuple[Batch, ...]:
         from discovery.batches import make_batches
+        from pipelines.processes import shared_batch_size
 
-        wanted = self.config.task
+        wanted, settings = self.config.task, self.tokenisation()
+        if self.config.batch_size == "auto":
+            settings["batch_size"] = shared_batch_size(settings["batch_size"], len(task.pairs))
         return make_batches(
             task,
             self.model.tokenizer,
             misaligned=wanted.misaligned,
             spans=wanted.spans,
             alignment=self._alignment(),
-            **self.tokenisation(),
+            **settings,
         )
 
     def _alignment(self) -> Alignment:

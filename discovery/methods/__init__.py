@@ -91,6 +91,9 @@ class Method:
     bounded: bool = False
     """Whether a bound on the effects of missed nodes is part of it."""
 
+    alone: bool = False
+    """Whether one process must see all pairs: its decisions follow from one another, or from the time that runs take."""
+
     def load(self) -> MethodModule:
         """The method itself (imports torch)."""
         return importlib.import_module(self.module)  # type: ignore[return-value]
@@ -154,6 +157,7 @@ METHODS: dict[str, Method] = {
         "discovery.methods.edge_masks",
         gradients=False,
         learned=True,
+        alone=True,
     ),
     "uniform-gradients": Method(
         "uniform-gradients",
@@ -161,6 +165,7 @@ METHODS: dict[str, Method] = {
         "discovery.methods.uniform_gradients",
         gradients=False,
         learned=True,
+        alone=True,
     ),
     "exact": Method(
         "exact",
@@ -174,18 +179,21 @@ METHODS: dict[str, Method] = {
         "discovery.methods.acdc",
         gradients=False,
         resumes=True,
+        alone=True,
     ),
     "screen-verify": Method(
         "screen-verify",
         "EAP-IG screens, exact patching decides the edges whose rank is uncertain (edges, seconds); the rest keep a bound",
         "discovery.methods.screen_verify",
         gradients=False,
+        alone=True,
     ),
     "conditional": Method(
         "conditional",
         "of nodes, by real runs: what each does once the strongest heads are ablated; names backup heads (base, heads)",
         "discovery.methods.conditional",
         gradients=False,
+        alone=True,
     ),
     "random": Method(
         "random",

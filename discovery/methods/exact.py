@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from discovery.batch import Batch
+from discovery.distributed import own_batches
 from discovery.model import PatchableModel
 from discovery.patched_metric import auto_masks_per_run, full_metric, patched_metric
 from discovery.scoring import OnBatch, PairMoments
@@ -53,14 +54,15 @@ def edge_effects(
 ) -> EdgeScores:
     """The same for some edges alone; the others score 0."""
     options = options or Options()
-    moments = PairMoments(model.topology)
-    total = int(wanted.sum()) * len(workload.batches)
+    moments, own = PairMoments(model.topology), own_batches(workload)
+    total = int(wanted.sum()) * len(own)
     with tqdm(total=total, desc="exact", unit="edge", delay=1, leave=False) as bar:
-        for number, batch in enumerate(workload.batches):
+        for number, batch in own:
             scores = _batch_scores(model, workload, batch, wanted, options, bar)
             moments.add(scores)
             if on_batch is not None:
                 on_batch(number, scores)
+    moments.join()
     return moments.scores("exact")
 
 
