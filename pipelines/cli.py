@@ -91,6 +91,14 @@ def _tune(options: argparse.Namespace) -> None:
         print(f"wrote {path}")
 
 
+def _scrub(options: argparse.Namespace) -> None:
+    from pipelines.scrub import scrub_run, scrubbing_summary
+
+    found, path = scrub_run(options.run, flag_settings(options), options.groups, options.samples)
+    print(scrubbing_summary(found))
+    print(f"wrote {path}")
+
+
 def _export(options: argparse.Namespace) -> None:
     from pipelines.exports import export_stored
     from pipelines.store import RunStore
@@ -309,6 +317,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "discover": _discover,
     "evaluate": _evaluate,
     "tune": _tune,
+    "scrub": _scrub,
     "export": _export,
     "mib": _mib,
     "validate": _validate,

@@ -24,15 +24,8 @@ def evaluate_run(directory: str | Path, settings: Settings) -> tuple[dict[str, A
     """
     from graphs.exporters.circuit_json import read_circuit
 
-    store = RunStore(directory)
-    store.load()
-    for step, name in (("scores", SCORES), ("circuit", CIRCUIT)):
-        if not store.finished(step):
-            raise RunConflict(f"{store.directory} has no {name} yet: finish the run with edgewise discover first")
-    original = from_file(store.path(CONFIG))
-    own, config = build(original), build(original, settings)
-    inputs = Inputs(config, read_task(config), Clock())
-    _check_inputs(store, inputs)
+    store, inputs = open_run(directory, settings)
+    own, config = build(from_file(store.path(CONFIG))), inputs.config
     take_choice(store, inputs)
     if config.ablation == "optimal":
         take_constants(store, inputs)
@@ -47,6 +40,22 @@ def evaluate_run(directory: str | Path, settings: Settings) -> tuple[dict[str, A
         changed = settings_of(config)
         path = store.write_json(f"{EVALUATIONS}/{hash_settings(changed)}.json", {**evaluation, "settings": changed})
     return evaluation, path
+
+
+def open_run(directory: str | Path, settings: Settings) -> tuple[RunStore, Inputs]:
+    """A run that has a circuit, and its inputs under its own settings and those given here; not prepared yet.
+
+    Raises RunConflict as `evaluate_run` does.
+    """
+    store = RunStore(directory)
+    store.load()
+    for step, name in (("scores", SCORES), ("circuit", CIRCUIT)):
+        if not store.finished(step):
+            raise RunConflict(f"{store.directory} has no {name} yet: finish the run with edgewise discover first")
+    config = build(from_file(store.path(CONFIG)), settings)
+    inputs = Inputs(config, read_task(config), Clock())
+    _check_inputs(store, inputs)
+    return store, inputs
 
 
 def _check_inputs(store: RunStore, inputs: Inputs) -> None:

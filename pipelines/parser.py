@@ -144,6 +144,18 @@ def _add_tune(commands: argparse._SubParsersAction, name: str) -> None:
     add_tune_flags(_command(commands, name, text, _TUNE_EPILOG))
 
 
+def _add_scrub(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "test a stored circuit by causal scrubbing: resample all that should not matter"
+    parser = _command(commands, name, text)
+    parser.add_argument("run", metavar="RUN", help="run directory of edgewise discover")
+    parser.add_argument(
+        "--groups", default="answer", metavar="BY",
+        help="kept edges carry values of prompts alike in this: answer, or a column of the task file (default: answer)",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, default=10, metavar="N", help="draws for every pair (default: 10)")
+    add_flags(parser, ("task", "batch_size"), leave_out=_FIXED_BY_THE_RUN)
+
+
 def _add_export(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "write a stored circuit in other formats")
     parser.add_argument("run", metavar="RUN", help="run directory of edgewise discover")
@@ -263,6 +275,7 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "discover": _add_discover,
     "evaluate": _add_evaluate,
     "tune": _add_tune,
+    "scrub": _add_scrub,
     "export": _add_export,
     "mib": _add_mib,
     "validate": _add_validate,

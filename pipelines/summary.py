@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphs.view import percent
+from pipelines.method_summary import method_lines
 
 if TYPE_CHECKING:
     from graphs.pruned import PrunedGraph
@@ -34,6 +35,7 @@ def discovery_summary(
         *_feature_lines(run),
         "",
         _circuit_line(model["edges"], counts),
+        *method_lines(run),
         *_refined_lines(run),
         *_judgement_lines(evaluation),
         *_name_lines(run),

@@ -68,3 +68,23 @@ def test_tests_and_warnings_are_said() -> None:
     assert "tests         equivalence passed (p 0.5)" in text
     assert "minimality FAILED (p 0.001), 1 of 17 edges matter less than random ones" in text
     assert "WARNING       too few pairs" in text
+
+
+def test_what_a_method_says_of_its_run_is_shown() -> None:
+    def lines(name: str, facts: dict[str, Any]) -> str:
+        config = RUN["config"] | {"method": {"name": name}}
+        return discovery_summary(RUN | {"config": config, "method": facts}, EVALUATION, [], [])
+
+    assert "tau           0.0123  (17 edges kept; 1,234 circuits run)" in lines(
+        "acdc", {"tau": 0.01234, "kept": 17, "runs": 1234}
+    )
+    verified = {"exact": 40, "edges": 172, "confidence": 0.9, "largest_bound": 0.05, "uncertain": 3}
+    text = lines("screen-verify", verified)
+    assert "exact         40 of 172 edges; the others within 0.05 of their score at 90%, 3 of them" in text
+    assert "172 of 172 edges\n" in lines("screen-verify", verified | {"exact": 172})
+    backups = [{"name": f"a1.h{i}", "alone": 0.1, "conditional": 0.9} for i in range(7)]
+    text = lines("conditional", {"ablated": ["a0.h1", "a0.h2"], "backups": backups})
+    assert "ablated       a0.h1, a0.h2" in text
+    assert "backups       a1.h0 0.10 -> 0.90, " in text and "a1.h4 0.10 -> 0.90 and 2 more" in text
+    assert "backups       none" in lines("conditional", {"ablated": ["a0.h1"], "backups": []})
+    assert lines("eap", {"tau": 1}) == discovery_summary(RUN, EVALUATION, [], [])
