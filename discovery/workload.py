@@ -35,9 +35,9 @@ class Workload:
 
     def weights(self, batch: Batch) -> Float[Tensor, " pair"] | None:
         """What the scores of a batch's pairs are multiplied with; None: nothing."""
-        size, places = self.library_batch, torch.tensor(batch.indices)
+        size = self.library_batch
         if size is None:
             return None
         last = self.pair_count % size or size
-        short = places >= self.pair_count - last
+        short = torch.tensor(batch.indices) >= self.pair_count - last
         return torch.where(short, 1 / last, 1 / size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,11 @@ def model_title(config: ModelConfig) -> str:
     return Path(config.name).name if Path(config.name).is_dir() else config.name
 
 
-def hash_model(config: ModelConfig) -> dict[str, str | None]:
+def hash_model(config: ModelConfig) -> Mapping[str, str | None]:
     """SHA-256 of each of the model's files in a directory, or the commit of a hub name."""
     place = model_place(config)
     if Path(place).is_dir():
-        return {**hash_model_directory(Path(place))}
+        return hash_model_directory(Path(place))
     from discovery.loading import commit_of
 
     return {"commit": commit_of(place, config.trust_remote_code)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphs.exporters import Exporter
 from pipelines.discover import stored_view
 from pipelines.settings import ConfigError
 from pipelines.store import RunConflict, RunStore
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 PERCENTAGES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 """Of the edges: each of the circuits keeps no more."""
-FILES: dict[str, tuple[str, str]] = {
-    "json": ("graphs.exporters.eap_ig", "write_eap_ig"),
-    "pt": ("discovery.eap_ig_pt", "write_eap_ig_pt"),
+FILES: dict[str, Exporter[EapIgGraph]] = {
+    "json": Exporter("graphs.exporters.eap_ig", "write_eap_ig", ".json", "EAP-IG's graph as JSON"),
+    "pt": Exporter("discovery.eap_ig_pt", "write_eap_ig_pt", ".pt", "the same as tensors"),
 }
-"""File name ending -> where its writer is."""
+"""Writers of the track's files, by the names that users type."""
 _MODELS: Mapping[str, str] = {
     "gpt2": "gpt2",
     "gpt2-small": "gpt2",
@@ -74,12 +75,9 @@ def folder_of(run: Mapping[str, Any]) -> str:
 
 
 def _write(store: RunStore, folder: Path, form: str, suffix: str, by: str) -> list[Path]:
-    from importlib import import_module
-
-    module, function = FILES[suffix]
-    write: Callable[[EapIgGraph], bytes] = getattr(import_module(module), function)
-    target = RunStore(folder)
-    return [target.write_bytes(f"{name}.{suffix}", write(graph)) for name, graph in _graphs(store, form, by).items()]
+    write, target = FILES[suffix], RunStore(folder)
+    graphs = _graphs(store, form, by)
+    return [target.write_bytes(f"{name}{write.suffix}", write(graph)) for name, graph in graphs.items()]
 
 
 def _graphs(store: RunStore, form: str, by: str) -> dict[str, EapIgGraph]:

@@ -110,15 +110,14 @@ def write_eap_ig(graph: EapIgGraph) -> bytes:
     nodes = {name: _node(graph, row) for row, name in enumerate(topology.source_names)}
     nodes["logits"] = {"in_graph": True}
     edges: dict[str, dict[str, Any]] = {}
-    for row, column in _edges(topology):
+    for name, row, column in _edges(topology):
         score = {} if graph.scores is None else {"score": graph.scores[row, column].item()}
-        name = f"{topology.source_names[row]}->{topology.target_names[column]}"
         edges[name] = score | {"in_graph": bool(graph.kept[row, column])}
     return json.dumps({"cfg": graph.cfg, "nodes": nodes, "edges": edges}).encode("ascii")
 
 
-def _edges(topology: Topology) -> Iterator[tuple[int, int]]:
-    """Rows and columns in EAP-IG's order: by reading layer and kind, then by source, then by head, q before k before v."""
+def _edges(topology: Topology) -> Iterator[tuple[str, int, int]]:
+    """Names, rows and columns in EAP-IG's order: by reading layer and kind, by source, by head, q before k before v."""
     groups: dict[tuple[int | None, str], list[int]] = {}
     for column, slot in enumerate(topology.targets):
         groups.setdefault((slot.node.layer, slot.node.kind), []).append(column)
@@ -126,7 +125,7 @@ def _edges(topology: Topology) -> Iterator[tuple[int, int]]:
         columns.sort(key=lambda column: topology.targets[column].node.index or 0)  # stable: q, k, v stay in order
         for row in np.flatnonzero(topology.possible[:, columns[0]]).tolist():
             for column in columns:
-                yield row, column
+                yield f"{topology.source_names[row]}->{topology.target_names[column]}", row, column
 
 
 def _node(graph: EapIgGraph, row: int) -> dict[str, Any]:
@@ -181,8 +180,7 @@ def _read_edges(
     kept = np.zeros(topology.possible.shape, dtype=bool)
     scores = np.full(topology.possible.shape, np.nan, dtype=np.float32)
     scored = None
-    for row, column in _edges(topology):
-        name = f"{topology.source_names[row]}->{topology.target_names[column]}"
+    for name, row, column in _edges(topology):
         record = edges.get(name)
         kept[row, column] = _flag(record, f"edge {name}")
         score = record.get("score") if isinstance(record, dict) else None
@@ -192,7 +190,7 @@ def _read_edges(
         if scored:
             scores[row, column] = _number(score, f"edge {name}: score")
     if len(edges) != topology.edge_count:
-        known = {f"{topology.source_names[row]}->{topology.target_names[column]}" for row, column in _edges(topology)}
+        known = {name for name, _, _ in _edges(topology)}
         unknown = next(name for name in edges if name not in known)
         raise BadEapIgFile(f"edge {unknown[:60]!r} is none of the graph that 'cfg' describes")
     return kept, scores if scored else None

@@ -77,18 +77,22 @@ class PlainHooks:
         slot = self.model.topology.targets[target]
         difference = self.corrupt[source] - self.clean[source]
         with contextlib.ExitStack() as stack, torch.no_grad():
-            if slot.node.kind == "logits":
-                final = self.model.final_norm.module
-                stack.callback(final.register_forward_pre_hook(lambda _m, args: (args[0] + difference,)).remove)
-            elif slot.node.kind == "mlp":
-                assert slot.node.layer is not None
-                block = self.model.blocks[slot.node.layer]
-                patched = self.streams[f"mlp{block.index}"] + difference
-                normed = block.mlp_norm(patched) if block.mlp_norm else patched
-                stack.callback(block.mlp.register_forward_pre_hook(lambda _m, _args: (normed,)).remove)
-            else:
+            if slot.node.kind == "head":
                 self._patch_head(stack, slot, difference)
+            else:
+                self._patch_whole(stack, slot, difference)
             return self._call(self.batch.clean)
+
+    def _patch_whole(self, stack: contextlib.ExitStack, slot, difference: Tensor) -> None:
+        """What an MLP or the logits read."""
+        if slot.node.kind == "logits":
+            final = self.model.final_norm.module
+            stack.callback(final.register_forward_pre_hook(lambda _m, args: (args[0] + difference,)).remove)
+            return
+        block = self.model.blocks[slot.node.layer]
+        patched = self.streams[f"mlp{block.index}"] + difference
+        normed = block.mlp_norm(patched) if block.mlp_norm else patched
+        stack.callback(block.mlp.register_forward_pre_hook(lambda _m, _args: (normed,)).remove)
 
     def _patch_head(self, stack: contextlib.ExitStack, slot, difference: Tensor) -> None:
         block = self.model.blocks[slot.node.layer]

@@ -26,15 +26,8 @@ class PlainSpanHooks(PlainHooks):
         slot = self.model.topology.targets[target]
         difference = (self.corrupt[row] - self.clean[row]) * (self.spans == source_span)[..., None]
         with contextlib.ExitStack() as stack, torch.no_grad():
-            if slot.node.kind == "logits":
-                final = self.model.final_norm.module
-                stack.callback(final.register_forward_pre_hook(lambda _m, args: (args[0] + difference,)).remove)
-            elif slot.node.kind == "mlp":
-                assert slot.node.layer is not None
-                block = self.model.blocks[slot.node.layer]
-                patched = self.streams[f"mlp{block.index}"] + difference
-                normed = block.mlp_norm(patched) if block.mlp_norm else patched
-                stack.callback(block.mlp.register_forward_pre_hook(lambda _m, _args: (normed,)).remove)
+            if slot.node.kind != "head":
+                self._patch_whole(stack, slot, difference)
             else:
                 assert slot.node.layer is not None
                 output = self.model.blocks[slot.node.layer].output
