@@ -74,7 +74,8 @@ def tokenise(
 
     An answer's tokens are those that prompt + answer has after the prompt's. Where the two merge (the prompt ends in a
     space or within a number: "... to the year 17" + "33"), the answer is tokenised as it would be after a line break,
-    and named in `apart`. spans: what tokens are divided into. Raises BadTask naming the row.
+    and named in `apart`. An answer that holds the tokenizer's `<unk>` is refused: what the model says of words that it
+    cannot tell apart means nothing. spans: what tokens are divided into. Raises BadTask naming the row.
     """
     tokenised, failed = tokenise_rows(task, tokenizer, bos, chat_template, spans)
     for row, problem in failed:
@@ -155,6 +156,7 @@ class _Texts:
         rows: Sequence[int],
     ) -> None:
         self.tokenizer = tokenizer
+        self.unknown = unknown_id(tokenizer)
         self.bos = bos
         self.chat_template = chat_template
         self.ids: dict[str, Ids] = {}
@@ -278,7 +280,19 @@ class _Texts:
                 f"the tokens of answer {answer!r} cannot be told from the prompt's: end the prompt before the space, "
                 "begin the answer with it, or give the answer as token ids"
             )
+        if self.unknown in whole[len(before) :]:
+            raise BadTask(
+                f"the model's tokenizer does not know the answer {answer!r}: choose a task in words that the model knows, "
+                "or another model"
+            )
         return whole[len(before) :]
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """The id of `<unk>`; None where there is none of its own (GPT-2 names its end-of-text token)."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    others = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+    return None if unknown in others else unknown
 
 
 def _different(answers: Iterable[Ids]) -> tuple[Ids, ...]:

@@ -16,7 +16,7 @@ from discovery.batch import Batch
 from discovery.batches import batch_pairs, default_pad_id, problem_of
 from discovery.metrics import METRICS, Metric
 from discovery.task import BadTask, PromptPair, Task
-from discovery.tokenisation import Bos, TokenPair, tokenise_rows
+from discovery.tokenisation import Bos, TokenPair, tokenise_rows, unknown_id
 
 
 @runtime_checkable
@@ -151,7 +151,7 @@ def _look_at(
         found["unusable"] = problem
     if pair.clean == pair.corrupt:
         found["identical"] = "nothing to trace"
-    unknown = _unknown_id(tokenizer)
+    unknown = unknown_id(tokenizer)
     answers = (*pair.right, *pair.wrong)
     if unknown is not None:
         where = {"clean": [pair.clean], "corrupt": [pair.corrupt], "answers": answers}
@@ -165,13 +165,6 @@ def _look_at(
         several = sum(len(answer) > 1 for answer in answers)
         found["several-tokens"] = f"{several} of {len(answers)} answers, up to {longest} tokens"
     return found
-
-
-def _unknown_id(tokenizer: PreTrainedTokenizerBase | None) -> int | None:
-    """The id of `<unk>`; None where there is none of its own (GPT-2 names its end-of-text token)."""
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    others = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
-    return None if unknown in others else unknown
 
 
 def _corrupt_pairs(task: Task, indices: Sequence[int]) -> Task | None:

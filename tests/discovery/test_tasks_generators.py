@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from discovery.demo import CLAIMED_TASKS, model_directory
-from discovery.task import PromptPair
+from discovery.task import BadTask, PromptPair
 from discovery.tasks import greater_than, ioi
 from discovery.tasks.country_capital import TEMPLATES as CAPITAL_TEMPLATES
 from discovery.tasks.gendered_pronoun import ROLES
@@ -18,6 +18,7 @@ from discovery.tasks.people import NAMES, PRONOUN
 from discovery.tasks.places import CITIES, COUNTRIES, COUNTRY_OF
 from discovery.tasks.subject_verb_agreement import ATTRACTORS, SUBJECTS
 from discovery.tasks.table import GENERATORS, generate_pairs
+from discovery.tokenisation import tokenise, tokenise_rows
 
 VARIANTS = [
     (name, {option: value})
@@ -249,6 +250,20 @@ def test_claimed_tasks_align_under_the_embedded_tokenizer(name: str, split: Spli
             *prompt, token = tokenizer(pair.clean + answer)["input_ids"]
             assert prompt == clean
             assert token != tokenizer.unk_token_id
+
+
+@pytest.mark.parametrize("name", sorted(set(GENERATORS) - set(CLAIMED_TASKS)))
+def test_the_embedded_model_refuses_the_other_tasks_in_words(name: str) -> None:
+    """Their answers would all be the same `<unk>`, and what is measured of that means nothing."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_directory(), local_files_only=True)
+    pairs = generate_pairs(name, 40, 5, "train")
+    with pytest.raises(BadTask, match=r"row \d+: .* does not know the answer '.*': choose a task"):
+        tokenise(pairs, tokenizer)
+    tokenised, failed = tokenise_rows(pairs, tokenizer)
+    assert len(failed) > 20
+    assert all(tokenizer.unk_token_id not in answer for pair in tokenised for answer in (*pair.right, *pair.wrong))
 
 
 @pytest.mark.parametrize(
