@@ -61,19 +61,23 @@ def load_model(
     kv_heads: KvHeads = "native",
     trust_remote_code: bool = False,
     attention: str | None = None,
+    revision: str | None = None,
 ) -> ComponentModel:
     """A component model from a hub name or a directory in the Hugging Face layout.
 
     dtype: storage and forward dtype of the weights (attribution products are float32 at least, whatever it is).
     device_map: as in transformers (needs accelerate); overrides `device`. attention: `sdpa` or `eager`; default sdpa where
-    the class supports it without dropping a soft cap. Raises ModelNotLoaded or UnsupportedModel with one line.
+    the class supports it without dropping a soft cap. revision: branch, tag or commit of a hub name. Raises
+    ModelNotLoaded or UnsupportedModel with one line.
     """
     if dtype not in DTYPES:
         raise ModelNotLoaded(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     name = str(name_or_dir)
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelNotLoaded(f"model directory {name} does not exist")
-    config = _config(name, trust_remote_code)
+    if revision is not None and Path(name).is_dir():
+        raise ModelNotLoaded(f"revision {revision!r}: {name} is a directory, which has none; name a hub model")
+    config = _config(name, trust_remote_code, revision)
     record = architecture_of(config)
     implementation = attention or ("sdpa" if record.sdpa else "eager")
     if implementation == "sdpa" and not record.sdpa:
@@ -88,6 +92,7 @@ def load_model(
             dtype=DTYPES[dtype],
             attn_implementation=implementation,
             trust_remote_code=trust_remote_code,
+            revision=revision or "main",
             output_loading_info=True,
             **place,
         )
@@ -101,27 +106,38 @@ def load_model(
         )
     if device_map is None:
         model = model.to(pick_device(device))
-    return ComponentModel(model.eval(), _load_tokenizer(name, trust_remote_code), kv_heads=kv_heads, name=name)
+    tokenizer = _load_tokenizer(name, trust_remote_code, revision)
+    return ComponentModel(model.eval(), tokenizer, kv_heads=kv_heads, name=name)
 
 
-def commit_of(name: str, trust_remote_code: bool = False) -> str | None:
+def commit_of(name: str, revision: str | None = None) -> str:
     """The commit that a hub name stands for now (where there is no network, in the cache). Raises ModelNotLoaded."""
-    return _config(name, trust_remote_code)._commit_hash
+    from huggingface_hub import hf_hub_download
 
-
-def _config(name: str, trust_remote_code: bool) -> Any:
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    except Exception as error:  # the hub client raises errors of several HTTP libraries
+        raise ModelNotLoaded(f"cannot find model {_at(name, revision)!r}: {_one_line(error)}") from error
+
+
+def _at(name: str, revision: str | None) -> str:
+    return name if revision is None else f"{name}@{revision}"
+
+
+def _config(name: str, trust_remote_code: bool, revision: str | None) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
-        raise ModelNotLoaded(f"cannot load the configuration of model {name!r}: {_one_line(error)}") from error
+        which = _at(name, revision)
+        raise ModelNotLoaded(f"cannot load the configuration of model {which!r}: {_one_line(error)}") from error
 
 
-def _load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+def _load_tokenizer(name: str, trust_remote_code: bool, revision: str | None) -> PreTrainedTokenizerBase | None:
     directory = Path(name)
     if directory.is_dir() and not any((directory / file).exists() for file in _TOKENIZER_FILES):
         return None  # a token-id model; from_pretrained would invent an empty tokenizer for some classes
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotLoaded(f"cannot load the tokenizer of model {name!r}: {_one_line(error)}") from error
 

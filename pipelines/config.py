@@ -17,6 +17,8 @@ class ModelConfig:
 
     name: str | None = None
     """Hugging Face name or directory; None = the embedded model."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face name, such as a checkpoint of its training; None = its main branch."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """Type in which the weights are held."""
     device: str = "auto"

@@ -151,6 +151,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that decide what is computed: all but where it is written, names and pictures."""
     settings = dataclasses.asdict(config)
     del settings["out"], settings["export"], settings["labels"]
+    if config.model.revision is None:
+        del settings["model"]["revision"]
     if config.transcoders.name is None:
         del settings["transcoders"]
     if config.ablation not in ("noise", "optimal"):

@@ -26,6 +26,7 @@ class Flag:
 
 FLAGS: tuple[Flag, ...] = (
     Flag("--model", ("model", "name"), "Hugging Face name or directory (default: the embedded model)", "M"),
+    Flag("--revision", ("model", "revision"), "branch, tag or commit of a Hugging Face name (default: main)", "R"),
     Flag("--dtype", ("model", "dtype"), "type of the weights (scores are float32 in any case)"),
     Flag("--device", ("model", "device"), "auto, cpu, cuda, cuda:1, mps (default: auto)", "D"),
     Flag("--device-map", ("model", "device_map"), "spread the weights over devices, as transformers does", "MAP"),

@@ -38,7 +38,8 @@ def model_title(config: ModelConfig) -> str:
     """What the model is called in titles."""
     if config.name is None:
         return "the embedded model"
-    return Path(config.name).name if Path(config.name).is_dir() else config.name
+    name = Path(config.name).name if Path(config.name).is_dir() else config.name
+    return name if config.revision is None else f"{name}@{config.revision}"
 
 
 def hash_model(config: ModelConfig) -> Mapping[str, str | None]:
@@ -48,7 +49,7 @@ def hash_model(config: ModelConfig) -> Mapping[str, str | None]:
         return hash_model_directory(Path(place))
     from discovery.loading import commit_of
 
-    return {"commit": commit_of(place, config.trust_remote_code)}
+    return {"commit": commit_of(place, config.revision)}
 
 
 def load(config: ModelConfig) -> ComponentModel:
@@ -62,6 +63,7 @@ def load(config: ModelConfig) -> ComponentModel:
         device_map=config.device_map,
         kv_heads=config.kv_heads,
         trust_remote_code=config.trust_remote_code,
+        revision=config.revision,
     )
 
 

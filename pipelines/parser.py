@@ -127,6 +127,7 @@ def _add_evaluate(commands: argparse._SubParsersAction, name: str) -> None:
 
 _FIXED_BY_THE_RUN = (
     "--model",
+    "--revision",
     "--kv-heads",
     "--task",
     "--limit",

@@ -17,7 +17,7 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "directory", nargs="?", metavar="MODEL", help="directory or hub name (default: the embedded model)"
     )
-    add_flags(parser, ("model",), leave_out=("--model", "--kv-heads"))
+    add_flags(parser, ("model",), leave_out=("--model", "--revision", "--kv-heads"))
     group = parser.add_argument_group("server")
     add = group.add_argument
     add("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1, this machine only)")

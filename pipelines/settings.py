@@ -26,6 +26,7 @@ class ConfigError(ValueError):
 SHORTHAND = {"model": "name", "task": "source", "transcoders": "name", "method": "name"}
 # Flags whose names differ from their place in the file may also stand at the top of the file, under the flag's name.
 ALIASES: dict[str, tuple[str, ...]] = {
+    "revision": ("model", "revision"),
     "dtype": ("model", "dtype"),
     "device": ("model", "device"),
     "device_map": ("model", "device_map"),

@@ -13,7 +13,8 @@ from discovery.ablation import COUNTERFACTUAL
 from discovery.architecture import UnsupportedModel
 from discovery.architectures import ARCHITECTURES, architecture_of
 from discovery.component_model import ComponentModel
-from discovery.loading import ModelNotLoaded, NotTheSameModel, check_first_batch, load_model, pick_device
+from discovery.loading import ModelNotLoaded, NotTheSameModel, check_first_batch, commit_of, load_model, pick_device
+from tests.discovery.hub_cache import write_hub_cache
 from tests.discovery.tiny_models import FAMILIES, tiny_batch, tiny_model
 
 
@@ -117,3 +118,21 @@ def test_a_device_map_is_followed(llama: Path) -> None:
     assert check_first_batch(model, batch) < 1e-5
     keep = torch.ones(model.topology.possible.shape)
     assert torch.isfinite(model.run(batch, keep, COUNTERFACTUAL)).all()
+
+
+def test_a_revision_of_a_hub_name_is_that_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    checkpoints = {"step1": tiny_model("llama", seed=1), "step2": tiny_model("llama", seed=2)}
+    commits = write_hub_cache(tmp_path / "hub", "lab/tiny", checkpoints)
+    for revision, original in checkpoints.items():
+        loaded = load_model("lab/tiny", device="cpu", revision=revision)
+        weights = loaded.hf.state_dict()
+        assert all(torch.equal(weights[name], weight) for name, weight in original.state_dict().items())
+        assert commit_of("lab/tiny", revision) == commits[revision]
+    for call in (load_model, commit_of):
+        with pytest.raises(ModelNotLoaded, match="lab/tiny@step3"):
+            call("lab/tiny", revision="step3")
+    with pytest.raises(ModelNotLoaded, match="is a directory, which has none"):
+        load_model(llama, revision="step1")
