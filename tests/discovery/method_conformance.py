@@ -25,6 +25,9 @@ QUICK = {
     "eap-ig-activations": {"steps": 1},
     "edge-masks": {"steps": 2, "samples": 2, "start": "eap"},
     "uniform-gradients": {"steps": 2, "samples": 2},
+    "acdc": {"screen": False},
+    "screen-verify": {"steps": 2},
+    "conditional": {"base": "eap"},
 }
 """Options under which a method says the same sort of thing sooner."""
 CLEAN_ALONE = ("information-flow",)

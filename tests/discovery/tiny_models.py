@@ -48,14 +48,26 @@ FAMILIES: dict[str, tuple[str, dict]] = {
         mm_tokens_per_image=1, boi_token_index=38, eoi_token_index=39, image_token_index=40)),
     "olmo2": ("olmo2", _LLAMA),
 }  # fmt: skip
+_SMALLER = {
+    "num_hidden_layers": 2, "num_layers": 2, "n_layer": 2, "num_attention_heads": 2, "num_heads": 2, "n_head": 2,
+    "num_key_value_heads": 1, "layer_types": _SLIDING[:2],
+}  # fmt: skip
 GROUPED = ("phi", "phi3", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3-images", "olmo2")
 
 
 def tiny_model(
-    family: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None
+    family: str,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    smaller: bool = False,
 ) -> PreTrainedModel:
-    """A random model of a family whose weights are large enough for every part to matter."""
+    """A random model of a family whose weights are large enough for every part to matter.
+
+    smaller: of two layers with two heads (over one key/value head where they are grouped): a tenth of the edges.
+    """
     model_type, options = FAMILIES[family]
+    options = _reduced(options) if smaller else options
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[model_type](**options)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention or "eager", dtype=dtype)
@@ -66,6 +78,12 @@ def tiny_model(
             is_norm = "norm" in name or "ln_" in name
             parameter.copy_(parameter + 0.2 * noise if is_norm else noise * (0.5 if parameter.ndim < 2 else 0.3))
     return model.eval()
+
+
+def _reduced(options: dict) -> dict:
+    """The options with fewer layers and heads, in a nested text configuration too."""
+    found = {name: _SMALLER.get(name, value) for name, value in options.items()}
+    return found | ({"text_config": _reduced(found["text_config"])} if "text_config" in found else {})
 
 
 def tiny_batch(
