@@ -116,8 +116,9 @@ class SelectionConfig:
     """Used when none of these is given: the smallest standard size with this faithfulness on the scoring split."""
     by: Literal["absolute", "signed"] = "absolute"
     """Rank edges by |score| or by the signed score."""
-    rule: Literal["top", "greedy"] = "top"
-    """The best edges anywhere, or grown from the logits so that every edge is connected when it is added."""
+    rule: Literal["auto", "top", "greedy"] = "auto"
+    """The best edges anywhere, or grown from the logits so that every edge is connected when it is added; auto: what the
+    method asks for (greedy: information-flow), else top."""
     refine: int = 0
     """Circuits run on the scoring split to swap edges for better ones, at no more edges; 0 = none. Costs accordingly."""
     min_stability: float | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import RunConfig
 from pipelines.inputs import Inputs
-from pipelines.scoring import methods_of
+from pipelines.scoring import methods_of, rule_of
 
 if TYPE_CHECKING:
     from discovery.circuit_tests import Depth
@@ -85,7 +85,7 @@ def _questions(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: C
             inputs.model.topology,
             scores,
             sizes=wanted.sizes,
-            select=config.selection.rule,
+            select=rule_of(config),
             by=config.selection.by,
             random_baseline=wanted.random_circuits,
             bootstrap=wanted.bootstrap,
@@ -102,7 +102,7 @@ def _questions(config: RunConfig, inputs: Inputs, scores: EdgeScores, circuit: C
             inputs.model.topology,
             scores,
             sizes=wanted.sizes,
-            select=config.selection.rule,
+            select=rule_of(config),
             by="signed" if config.selection.by == "absolute" else "absolute",
             bootstrap=0,
             faithfulness_only=True,

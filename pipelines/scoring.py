@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -60,6 +60,16 @@ def methods_of(config: RunConfig) -> list[tuple[Method, Any]]:
             )
     given = [{name: value for name, value in config.method.options.items() if name in own} for own in owned]
     return [(line, line.options(some)) for line, some in zip(lines, given, strict=True)]
+
+
+def rule_of(config: RunConfig) -> Literal["top", "greedy"]:
+    """How circuits are cut out of scores: by the settings, else as the method asks for (an ensemble for nothing)."""
+    from discovery.methods import METHODS
+
+    if config.selection.rule != "auto":
+        return config.selection.rule
+    own = METHODS.get(config.method.name) if config.method.file is None else None
+    return "top" if own is None else own.selection
 
 
 def _ensemble(

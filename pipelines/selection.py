@@ -12,6 +12,7 @@ import numpy as np
 from pipelines.config import STANDARD_SIZES, RunConfig, SelectionConfig
 from pipelines.inputs import Inputs
 from pipelines.node_results import select_stored_nodes
+from pipelines.scoring import rule_of
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
 
@@ -122,24 +123,22 @@ def cutter(config: RunConfig, inputs: Inputs, scores: EdgeScores) -> Callable[[E
     from graphs.prune import SELECTIONS, edge_count, select_threshold
 
     chosen = config.selection
-    threshold = chosen.threshold
+    threshold, rule = chosen.threshold, rule_of(config)
     if threshold is not None:
-        if chosen.rule != "top":
+        if chosen.rule == "greedy":
             raise ConfigError(f"selection.threshold and selection.rule = {chosen.rule!r} exclude each other")
         return lambda each: select_threshold(each, threshold, chosen.by)
     if chosen.edges is None and chosen.size is None and scores.kept is not None:
         own = int(scores.kept.sum())
         return lambda each: (
-            SELECTIONS[chosen.rule](each, own, chosen.by)
-            if each.kept is None
-            else Circuit(each.topology, each.kept, each)
+            SELECTIONS[rule](each, own, chosen.by) if each.kept is None else Circuit(each.topology, each.kept, each)
         )
     if chosen.edges is not None:
         count = chosen.edges
     else:
         size = _size_that_reaches(config, inputs, scores) if chosen.size is None else chosen.size
         count = edge_count(scores.topology, size)
-    return lambda each: SELECTIONS[chosen.rule](each, count, chosen.by)
+    return lambda each: SELECTIONS[rule](each, count, chosen.by)
 
 
 def _size_that_reaches(config: RunConfig, inputs: Inputs, scores: EdgeScores) -> float:
@@ -152,7 +151,7 @@ def _size_that_reaches(config: RunConfig, inputs: Inputs, scores: EdgeScores) ->
         few,
         scores,
         sizes=STANDARD_SIZES,
-        select=chosen.rule,
+        select=rule_of(config),
         by=chosen.by,
         bootstrap=0,
         faithfulness_only=True,

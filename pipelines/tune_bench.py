@@ -16,7 +16,7 @@ from pipelines.discover import settings_of
 from pipelines.fingerprint import edgewise_version, hash_settings
 from pipelines.inputs import Inputs, read_task
 from pipelines.node_results import keep_nodes
-from pipelines.scoring import score
+from pipelines.scoring import rule_of, score
 from pipelines.selection import select
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
@@ -248,7 +248,7 @@ class Bench:
             scored.edges.topology,
             scored.edges,
             sizes=self.config.evaluation.sizes,
-            select=candidate.selection.rule,
+            select=rule_of(candidate),
             by=candidate.selection.by,
             bootstrap=bootstrap,
             seed=self.config.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from discovery.options import build_options
 
@@ -91,6 +91,10 @@ class Method:
     bounded: bool = False
     """Whether a bound on the effects of missed nodes is part of it."""
 
+    selection: Literal["top", "greedy"] = "top"
+    """How circuits are cut from its scores unless users say so (`graphs.prune.SELECTIONS`): greedy where scores compare the
+    edges into one slot, and do not say what an edge far from the logits is worth beside one close to them."""
+
     alone: bool = False
     """Whether one process must see all pairs: its decisions follow from one another, or from the time that runs take."""
 
@@ -147,9 +151,10 @@ METHODS: dict[str, Method] = {
     ),
     "information-flow": Method(
         "information-flow",
-        "information-flow routes: shares of what each slot reads, on the clean prompts alone (tau)",
+        "information-flow routes: shares of what each slot reads, on the clean prompts alone (tau, of)",
         "discovery.methods.information_flow",
         gradients=False,
+        selection="greedy",
     ),
     "edge-masks": Method(
         "edge-masks",

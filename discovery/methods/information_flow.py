@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from discovery.model import PatchableModel
 from discovery.scoring import OnBatch, mean_scores
 from discovery.workload import Workload
 from graphs.scores import EdgeScores
+from graphs.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Options:
     tau: float = 0.0
     """Shares below this are no part of a route: their edges score 0 and nothing behind them is followed. The paper draws
     routes at 0.04."""
+    of: Literal["slot", "logits"] = "slot"
+    """slot: an edge's share of what its slot reads (the paper's). logits: that times what of the logits' input comes through
+    the slot, along all routes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau < 1:
@@ -38,6 +44,21 @@ def score(
     options = options or Options()
 
     def score_batch(batch: Batch) -> Float[Tensor, "pair src dst"]:
-        return model.flow(batch, options.tau)
+        shares = model.flow(batch, options.tau)
+        return shares if options.of == "slot" else shares_of_logits(shares, model.topology)
 
     return mean_scores(model, workload, score_batch, "information-flow", on_batch)
+
+
+def shares_of_logits(shares: Float[Tensor, "pair src dst"], topology: Topology) -> Float[Tensor, "pair src dst"]:
+    """Shares of slots as shares of the logits: sums over all routes of products of shares.
+
+    What comes through a head counts in full for each of its queries, keys and values, so that the shares of `input` may add
+    up to more than 1.
+    """
+    found = torch.zeros_like(shares)
+    for column in reversed(range(len(topology.targets))):
+        fed = list(topology.feeds[column])
+        through = found[:, fed].sum((1, 2)) if fed else shares.new_ones(len(shares))
+        found[:, :, column] = shares[:, :, column] * through[:, None]
+    return found

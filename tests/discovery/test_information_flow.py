@@ -115,6 +115,25 @@ def test_shares_of_a_slot_that_is_reached_add_up_to_one_and_corrupt_prompts_have
     assert (values[model.topology.possible] >= 0).all()
 
 
+def test_shares_of_the_logits_are_sums_of_products_over_routes() -> None:
+    model, batch = ComponentModel(tiny_model("llama", smaller=True)), tiny_batch()
+    topology, shares = model.topology, model.flow(batch, 0.0)
+    expected = torch.zeros_like(shares)
+
+    def follow(column: int, product: Tensor) -> None:
+        for row in np.flatnonzero(topology.possible[:, column]).tolist():
+            here = product * shares[:, row, column]
+            expected[:, row, column] += here
+            for slot in topology.slots_of[row]:
+                follow(slot, here)
+
+    follow(len(topology.targets) - 1, torch.ones(len(batch)))
+    torch.testing.assert_close(information_flow.shares_of_logits(shares, topology), expected)
+    work = Workload((batch,), LOGIT_DIFFERENCE, COUNTERFACTUAL)
+    values = information_flow.score(model, work, information_flow.Options(of="logits")).values
+    np.testing.assert_allclose(values[topology.possible], expected.mean(0)[topology.possible], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("tau", [-0.1, 1.0])
 def test_bad_thresholds_are_refused(tau: float) -> None:
     with pytest.raises(ValueError, match=r"information-flow.*tau"):

@@ -9,14 +9,14 @@ import pytest
 
 from discovery.task import PromptPair, Task
 from graphs.node_scores import NodeScores, edge_scores, select_nodes
-from graphs.prune import select_threshold, select_top
+from graphs.prune import SELECTIONS, select_threshold, select_top
 from graphs.scores import EdgeScores
 from graphs.topology import transformer_topology
 from pipelines.clock import Clock
 from pipelines.config import RunConfig
 from pipelines.inputs import Inputs
 from pipelines.node_results import keep_nodes
-from pipelines.scoring import methods_of
+from pipelines.scoring import methods_of, rule_of
 from pipelines.selection import select, sure_edges
 from pipelines.settings import ConfigError, build, resolve
 from pipelines.store import RunConflict, RunStore
@@ -123,6 +123,25 @@ def test_draws_are_stored_whole_and_go_with_the_run(tmp_path: Path) -> None:
     store.path("draws.safetensors").write_bytes(b"broken")
     with pytest.raises(RunConflict, match=r"draws\.safetensors"):
         store.read_draws()
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "wanted"),
+    [
+        ("information-flow", "auto", "greedy"),
+        ("information-flow", "top", "top"),
+        ("eap", "auto", "top"),
+        ("eap", "greedy", "greedy"),
+        ("eap+information-flow", "auto", "top"),
+    ],
+)
+def test_a_method_names_its_own_selection_and_users_the_one_that_counts(
+    name: str, rule: str, wanted: str, tmp_path: Path
+) -> None:
+    config = build(resolve({"method": {"name": name}, "selection": {"rule": rule, "edges": 12}}, "test"))
+    assert rule_of(config) == wanted
+    circuit, _ = select(config, inputs(config), stored(tmp_path, {}), SCORES)
+    np.testing.assert_array_equal(circuit.kept, SELECTIONS[wanted](SCORES, 12, "absolute").kept)
 
 
 def test_joined_methods_share_out_their_options_and_refuse_what_cannot_be_ranked() -> None:
