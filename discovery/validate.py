@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -13,10 +13,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from discovery.batch import Batch
-from discovery.batches import batch_pairs, default_pad_id, problem_of
+from discovery.batches import Alignment, batch_pairs, default_pad_id, problem_of
 from discovery.metrics import METRICS, Metric
+from discovery.span_tokens import SpanMode
 from discovery.task import BadTask, PromptPair, Task
 from discovery.tokenisation import Bos, TokenPair, tokenise_rows, unknown_id
+from discovery.turned_batch import turn_round
 
 
 @runtime_checkable
@@ -41,13 +43,24 @@ class Finding:
 KINDS: dict[str, str] = {
     "unusable": "cannot be run",
     "misaligned": "clean and corrupt have different numbers of tokens",
+    "unequal": "have another number of tokens than most: --spans positions needs the same of all",
     "identical": "clean and corrupt are the same tokens",
     "duplicate": "the same prompts and answers as an earlier row",
     "unknown": "hold tokens that the tokenizer does not know",
     "apart": "an answer merges with the end of the prompt and is tokenised on its own",
     "several-tokens": "an answer is several tokens",
 }
-"""Kind of finding -> what it means; the first two keep a row from being run."""
+"""Kind of finding -> what it means; the first three keep a row from being run."""
+
+
+@dataclass(frozen=True)
+class SpanUse:
+    """Where a span stands in the clean prompts."""
+
+    rows: int
+    """Prompts that have it."""
+    tokens: tuple[int, int]
+    """Its length where it is shortest and where it is longest."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class Report:
     """Pairs that can be run."""
     tokens: tuple[int, int] | None
     """Length of the shortest and the longest runnable prompt."""
+    spans: Mapping[int | str, SpanUse]
+    """Where spans are asked for: those of the runnable pairs' clean prompts, in the order in which they first come."""
     findings: Mapping[str, tuple[Finding, ...]]
     """Kind (a key of `KINDS`) -> rows, in their order; kinds without rows are missing."""
     metric: str
@@ -95,27 +110,33 @@ def validate(
     max_length: int | None = None,
     vocabulary: int | None = None,
     batch_size: int | Callable[[int], int] = 16,
+    spans: SpanMode = "none",
+    alignment: Alignment = "tokens",
 ) -> Report:
     """Looks at every row, and runs the usable ones through the model where one is given.
 
-    metric: default the task's. The other options are those of `discovery.batches.make_batches`.
+    metric: default the task's. The other options are those of `discovery.batches.make_batches`: with an alignment other than
+    `tokens` prompts of different lengths can be run, and with `spans` a row without usable spans cannot.
     """
     if metric is None:
         metric = METRICS[task.metric]
-    pairs, failed = tokenise_rows(task, tokenizer, bos, chat_template)
+    pairs, failed = tokenise_rows(task, tokenizer, bos, chat_template, spans)
     findings: dict[str, list[Finding]] = defaultdict(list)
     for row, problem in failed:
         findings["unusable"].append(Finding(row, problem))
     usable: list[TokenPair] = []
     seen: dict[object, int] = {}
+    common = Counter(len(pair.clean) for pair in pairs).most_common(1)[0][0] if pairs else 0
     for pair in pairs:
-        found = _look_at(pair, tokenizer, max_length, vocabulary)
+        found = _look_at(pair, tokenizer, max_length, vocabulary, alignment)
+        if spans == "positions" and len(pair.clean) != common:
+            found["unequal"] = f"{len(pair.clean)} tokens, most have {common}"
         earlier = seen.setdefault((pair.clean, pair.corrupt, pair.right, pair.wrong), pair.row)
         if earlier != pair.row:
             found["duplicate"] = f"as row {earlier}"
         for kind, text in found.items():
             findings[kind].append(Finding(pair.row, text))
-        if not {"unusable", "misaligned"} & found.keys():
+        if not {"unusable", "misaligned", "unequal"} & found.keys():
             usable.append(pair)
     lengths = [len(pair.clean) for pair in usable]
     report = Report(
@@ -123,12 +144,13 @@ def validate(
         len(task.pairs),
         len(usable),
         (min(lengths), max(lengths)) if lengths else None,
+        _span_uses(usable),
         {kind: tuple(findings[kind]) for kind in KINDS if findings.get(kind)},
         metric.name,
     )
     if model is None or not usable:
         return report
-    batches = batch_pairs(usable, batch_size, default_pad_id(tokenizer))
+    batches = batch_pairs(usable, batch_size, default_pad_id(tokenizer), by_spans=alignment == "spans")
     clean, corrupt = _perform(model, batches, metric)
     own = _corrupt_pairs(task, [pair.index for pair in usable])
     if own is not None:
@@ -139,14 +161,28 @@ def validate(
     return replace(report, clean=clean, corrupt=corrupt)
 
 
+def _span_uses(pairs: Sequence[TokenPair]) -> dict[int | str, SpanUse]:
+    lengths: dict[int | str, list[int]] = defaultdict(list)
+    for pair in pairs:
+        for name, count in Counter(pair.spans or ()).items():
+            lengths[name].append(count)
+    return {name: SpanUse(len(counts), (min(counts), max(counts))) for name, counts in lengths.items()}
+
+
 def _look_at(
-    pair: TokenPair, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None, vocabulary: int | None
+    pair: TokenPair,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_length: int | None,
+    vocabulary: int | None,
+    alignment: Alignment,
 ) -> dict[str, str]:
     """Kind -> what is found, for one row."""
     found: dict[str, str] = {}
-    if not pair.aligned:
+    if not pair.aligned and alignment == "tokens":
         found["misaligned"] = f"clean {len(pair.clean)} tokens, corrupt {len(pair.corrupt)}"
     problem = problem_of(pair, max_length, vocabulary)
+    if alignment == "spans" and pair.corrupt_spans is None:
+        problem = "its prompts differ in length: say where each of its spans is in both ({clean: ..., corrupt: ...})"
     if problem:
         found["unusable"] = problem
     if pair.clean == pair.corrupt:
@@ -182,18 +218,13 @@ def _corrupt_pairs(task: Task, indices: Sequence[int]) -> Task | None:
     return replace(task, pairs=tuple(pairs), rows=tuple(rows), held_out=()) if differs else None
 
 
-def _turned(batch: Batch) -> Batch:
-    """The batch with clean and corrupt prompts exchanged."""
-    return replace(batch, clean=batch.corrupt, corrupt=batch.clean)
-
-
 def _perform(model: RunsPrompts, batches: Sequence[Batch], metric: Metric) -> tuple[Performance, Performance]:
     """On the clean prompts, and on the corrupt ones where the wrong answers are expected."""
     sums = torch.zeros(2, 3, dtype=torch.float64)
     both_kinds, wrong_known = True, True
     for batch in tqdm(batches, desc="runs", unit="batch", leave=False, delay=1):
         reference = None
-        for side, turned in enumerate((batch, _turned(batch))):
+        for side, turned in enumerate((batch, turn_round(batch))):
             logits = model.full_logits(turned)
             here = turned.to(logits.device)
             expected = here if side == 0 else replace(here, candidate_right=~here.candidate_right)
@@ -226,6 +257,7 @@ def report_lines(report: Report, rows: int = 20) -> list[str]:
     if report.tokens is not None:
         low, high = report.tokens
         lines[0] += f" ({low} tokens)" if low == high else f" ({low} to {high} tokens)"
+    lines += _span_lines(report)
     for kind, found in report.findings.items():
         lines.append(f"{len(found)} {'row' if len(found) == 1 else 'rows'}: {KINDS[kind]}")
         lines += [f"  row {finding.row}: {finding.text}" for finding in found[:rows]]
@@ -235,6 +267,21 @@ def report_lines(report: Report, rows: int = 20) -> list[str]:
         if done is not None:
             lines.append(f"{name + ' prompts:':<16} {_performance(done, report.metric)}")
     return lines
+
+
+def _span_lines(report: Report) -> list[str]:
+    """One line for all spans: by position they are as many as tokens, and need no names."""
+    if not report.spans:
+        return []
+    if all(isinstance(name, int) for name in report.spans):
+        return [f"spans: {len(report.spans)} positions"]
+    parts = []
+    for name, use in report.spans.items():
+        low, high = use.tokens
+        size = f"{low}" if low == high else f"{low} to {high}"
+        rows = "" if use.rows == report.runnable else f", in {use.rows} of {report.runnable} prompts"
+        parts.append(f"{name} ({size} token{'s' if high > 1 else ''}{rows})")
+    return [f"spans: {'; '.join(parts)}"]
 
 
 def _performance(done: Performance, metric: str) -> str:

@@ -257,11 +257,11 @@ class Inputs:
             self.model.tokenizer,
             misaligned=wanted.misaligned,
             spans=wanted.spans,
-            alignment=self._alignment(),
+            alignment=self.alignment(),
             **settings,
         )
 
-    def _alignment(self) -> Alignment:
+    def alignment(self) -> Alignment:
         """How corrupt prompts are laid beside clean ones, which only some ablations need."""
         from discovery.ablation import needs_alignment
 

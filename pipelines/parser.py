@@ -180,7 +180,8 @@ def _add_mib(commands: argparse._SubParsersAction, name: str) -> None:
 def _add_validate(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "say which prompts do not fit, and how well the model does the task")
     parser.add_argument("task", metavar="TASK", help="built-in task, file or dataset name")
-    add_flags(parser, ("model", "task", "batch_size", "seed"), leave_out=("--task", "--spans"))
+    sections = ("model", "task", "ablation", "ablating", "batch_size", "seed")
+    add_flags(parser, sections, leave_out=("--task", "--noise-scale", "--learning-steps"))
     parser.add_argument(
         "--rows", type=int, default=20, metavar="N", help="name at most N rows of each kind (default: 20)"
     )

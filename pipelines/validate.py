@@ -13,5 +13,8 @@ def validate_task(config: RunConfig, rows: int) -> list[str]:
 
     inputs = Inputs(config, read_task(config), Clock())
     metric, model = inputs.metric, inputs.model
-    report = validate(inputs.task, model.tokenizer, model, metric, **inputs.tokenisation())
+    spans, alignment = config.task.spans, inputs.alignment()
+    report = validate(
+        inputs.task, model.tokenizer, model, metric, spans=spans, alignment=alignment, **inputs.tokenisation()
+    )
     return report_lines(report, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from discovery.batch import Batch
-from discovery.batches import model_limits
+from discovery.batches import make_batches, model_limits
 from discovery.metrics import METRICS
-from discovery.task import PromptPair, Task
+from discovery.task import PromptPair, Range, Span, Task
 from discovery.task_source import load_task
+from discovery.turned_batch import turn_round
 from discovery.validate import KINDS, report_lines, validate
 
 VOCABULARY = {"<unk>": 0, "he": 1, "she": 2, "is": 3, "so": 4, "tall": 5, "small": 6}
@@ -164,3 +166,61 @@ def test_other_metrics_are_measured_on_request(shared: Path) -> None:
     assert report.corrupt is not None
     assert report.clean.metric == pytest.approx(0, abs=1e-6)
     assert report.corrupt.metric < -1
+
+
+def spanned(clean: tuple[int, ...], corrupt: tuple[int, ...], name: Range, other: Range | None) -> PromptPair:
+    return PromptPair(clean, corrupt, ((3,),), ((4,),), spans=(Span("name", name, other, "tokens"),))
+
+
+def test_spans_make_prompts_of_unequal_length_runnable_and_say_where_they_stand() -> None:
+    pairs = (
+        spanned((5, 6, 7), (5, 8, 8, 7), (1, 2), (1, 3)),
+        spanned((5, 6, 6, 7), (5, 8, 7), (1, 3), (1, 2)),
+        spanned((9, 5, 6, 2), (9, 5, 8, 7), (2, 3), None),
+        spanned((5, 6, 7), (5, 8, 8, 7), (1, 2), None),
+        PromptPair((5, 6, 7), (5, 8, 7), ((3,),), ((4,),)),
+    )
+    task = Task("names", pairs)
+    plain = validate(task, None, SaysNext(), batch_size=2)
+    assert [finding.row for finding in plain.findings["misaligned"]] == [1, 2, 4]
+    report = validate(task, None, SaysNext(), batch_size=2, spans="task", alignment="spans")
+    assert [finding.row for finding in report.findings["unusable"]] == [5, 4]
+    assert "misaligned" not in report.findings
+    assert report.runnable == 3
+    assert {name: (use.rows, use.tokens) for name, use in report.spans.items()} == {
+        "start": (3, (1, 2)),
+        "name": (3, (1, 2)),
+        "end": (3, (1, 1)),
+    }
+    assert "spans: start (1 to 2 tokens); name (1 to 2 tokens); end (1 token)" in report_lines(report)
+    # 7 is followed by 8 and 2 by 3: one clean prompt of three ends in what makes its answer likely, no corrupt one does.
+    assert report.clean is not None and report.clean.accuracy == pytest.approx(1 / 3)
+    assert report.corrupt is not None and report.corrupt.accuracy == 0
+
+
+def test_positions_as_spans_need_prompts_of_one_length() -> None:
+    pairs = [PromptPair((5, 6, 7)[:n], (5, 8, 7)[:n], ((3,),), ((4,),)) for n in (3, 2, 3)]
+    report = validate(Task("some", tuple(pairs)), None, spans="positions")
+    assert [finding.row for finding in report.findings["unequal"]] == [2]
+    assert report.runnable == 2
+    assert "spans: 3 positions" in report_lines(report)
+
+
+def test_a_batch_turned_round_twice_is_itself() -> None:
+    pairs = [
+        spanned((5, 6, 7), (5, 8, 8, 7), (1, 2), (1, 3)),
+        spanned((5, 6, 6, 7, 9), (5, 8, 7, 9), (1, 3), (1, 2)),
+    ]
+    (batch,) = make_batches(pairs, None, batch_size=2, spans="task", alignment="spans")
+    there = turn_round(batch)
+    flipped = [replace(pair, clean=pair.corrupt, corrupt=pair.clean, spans=tuple(
+        replace(span, clean=span.corrupt or span.clean, corrupt=span.clean) for span in pair.spans
+    )) for pair in pairs]  # fmt: skip
+    (expected,) = make_batches(flipped, None, batch_size=2, spans="task", alignment="spans")
+    order = [expected.indices.index(index) for index in there.indices]
+    back = turn_round(there)
+    for name in ("clean", "corrupt", "mask", "positions", "alignment", "corrupt_mask"):
+        assert torch.equal(getattr(there, name), getattr(expected, name)[order]), name
+        assert torch.equal(getattr(back, name), getattr(batch, name)), name
+    assert torch.equal(there.read_column, expected.read_column[order])
+    assert torch.equal(back.read_column, batch.read_column)

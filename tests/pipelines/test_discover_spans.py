@@ -108,3 +108,18 @@ def test_what_cannot_be_used_is_named_in_one_line(
     assert main([*command, *more]) == 2
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert shown.startswith("edgewise: ") and message in shown
+
+
+def test_validate_says_which_spans_there_are(
+    model_directory: Path, spanned_task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ["validate", str(spanned_task), "--model", str(model_directory)]
+    assert main(named) == 0
+    assert "20 pairs, 10 can be run" in capsys.readouterr().out
+    assert main([*named, "--spans", "task"]) == 0
+    out = capsys.readouterr().out
+    assert "20 pairs, 20 can be run" in out and "spans: start (2 tokens); name (1 token); after_name" in out
+    assert main([*named, "--ablation", "mean"]) == 0
+    assert "20 pairs, 20 can be run" in capsys.readouterr().out
+    assert main([*named, "--spans", "positions"]) == 0
+    assert "--spans positions needs the same of all" in capsys.readouterr().out
