@@ -76,7 +76,7 @@ def measure(
                 size = auto_masks_per_run(batch, logits, len(model.topology.sources) + 1)
             patched = patched_metric(model, batch, workload.metric, masks[1:], workload.ablation, logits, size)
             columns = slice(starts[number], starts[number + 1])
-            rows[:, columns] = torch.cat([full[None], patched, _known(logits, batch)[None].to(full)])
+            rows[:, columns] = torch.cat([full[None], patched, answers_known(logits, batch)[None].to(full)])
             bar.update(len(masks))
     *values, known = summed(rows).numpy()  # pairs of other processes' batches are 0 here
     values = np.stack(values)
@@ -85,7 +85,7 @@ def measure(
     return measured
 
 
-def _known(logits: Float[Tensor, "read vocab"], batch: Batch) -> Bool[Tensor, " pair"]:
+def answers_known(logits: Float[Tensor, "read vocab"], batch: Batch) -> Bool[Tensor, " pair"]:
     """See `Measured.known`."""
     batch = batch.to(logits.device)
     wrong = torch.zeros(len(batch), dtype=torch.bool, device=logits.device)

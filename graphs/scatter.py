@@ -9,6 +9,7 @@ from textwrap import wrap
 
 from graphs.drawing import GREY, svg_page, svg_text, svg_title
 from graphs.escape import display_width
+from graphs.scale import Scale, tick_text
 
 # Viridis (dark to light), readable without colours and by the colour-blind.
 _SCALE = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
@@ -66,10 +67,10 @@ def scatter_svg(
     if not points:
         raise ValueError("a picture of points needs at least one point")
     places = [(point.x, point.y) for point in points] + [place for line in lines for place in line.places]
-    across = _Scale.over([place[0] for place in places], x.log, _LEFT, _LEFT + _WIDE)
-    up = _Scale.over([place[1] for place in places], y.log, _TOP + _HIGH, _TOP)
+    across = Scale.over([place[0] for place in places], x.log, _LEFT, _LEFT + _WIDE)
+    up = Scale.over([place[1] for place in places], y.log, _TOP + _HIGH, _TOP)
     shades = [point.colour for point in points if point.colour is not None and math.isfinite(point.colour)]
-    shade = _Scale.over(shades, colour.log, 0.0, 1.0) if colour is not None and shades else None
+    shade = Scale.over(shades, colour.log, 0.0, 1.0) if colour is not None and shades else None
     width = _LEFT + _WIDE + (110 if shade is not None else 24)
     heading = [
         svg_text(line, 16, 24 + 18 * i, 14, bold=True)
@@ -84,59 +85,18 @@ def scatter_svg(
     return svg_page(title, width, _TOP + _HIGH + 52 + high, [*body, foot])
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """A number's place between two pixels."""
-
-    low: float
-    high: float
-    log: bool
-    start: float
-    end: float
-
-    @staticmethod
-    def over(values: Sequence[float | int], log: bool, start: float, end: float) -> _Scale:
-        """The scale that holds all values with a little room, logarithmic only where that is possible."""
-        log = log and min(values) > 0
-        low, high = (math.log10(f(values)) if log else f(values) for f in (min, max))
-        room = 0.04 * (high - low) or (0.1 if log else 0.05 * abs(high) or 0.5)
-        return _Scale(low - room, high + room, log, start, end)
-
-    def __call__(self, value: float | int) -> float:
-        inner = math.log10(value) if self.log else value
-        return self.start + (inner - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self, count: int = 6) -> list[float]:
-        """Round numbers within the scale."""
-        if self.log:
-            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
-            for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-                found = [step * 10.0**power for power in powers for step in steps]
-                found = [value for value in found if self.low <= math.log10(value) <= self.high]
-                if len(found) >= 3:
-                    return found
-        low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
-        step = 10 ** math.floor(math.log10((high - low) / count))
-        step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
-        return [float(step * place) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _number(value: float | int) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _frame(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[str]:
+def _frame(across: Scale, up: Scale, x: Axis, y: Axis) -> list[str]:
     """Grid, numbers and names of the axes."""
     bottom, right = _TOP + _HIGH, _LEFT + _WIDE
     parts = []
     for value in across.ticks():
         at = across(value)
         parts.append(f'<line x1="{at:.1f}" y1="{_TOP:g}" x2="{at:.1f}" y2="{bottom:g}" stroke="#ececec"/>')
-        parts.append(svg_text(_number(value), at, bottom + 15, 10.5, GREY, anchor="middle"))
+        parts.append(svg_text(tick_text(value), at, bottom + 15, 10.5, GREY, anchor="middle"))
     for value in up.ticks():
         at = up(value)
         parts.append(f'<line x1="{_LEFT:g}" y1="{at:.1f}" x2="{right:g}" y2="{at:.1f}" stroke="#ececec"/>')
-        parts.append(svg_text(_number(value), _LEFT - 6, at + 3.5, 10.5, GREY, anchor="end"))
+        parts.append(svg_text(tick_text(value), _LEFT - 6, at + 3.5, 10.5, GREY, anchor="end"))
     parts.append(
         f'<rect x="{_LEFT:g}" y="{_TOP:g}" width="{_WIDE:g}" height="{_HIGH:g}" fill="none" stroke="#999999"/>'
     )
@@ -145,11 +105,11 @@ def _frame(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[str]:
     return parts
 
 
-def _named(axis: Axis, scale: _Scale) -> str:
+def _named(axis: Axis, scale: Scale) -> str:
     return f"{axis.name} (log scale)" if scale.log else axis.name
 
 
-def _line(line: Line, across: _Scale, up: _Scale) -> str:
+def _line(line: Line, across: Scale, up: Scale) -> str:
     places = [(across(x), up(y)) for x, y in line.places if not (across.log and x <= 0) and not (up.log and y <= 0)]
     path = ""
     for number, (x, y) in enumerate(places):
@@ -159,7 +119,7 @@ def _line(line: Line, across: _Scale, up: _Scale) -> str:
     return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.3"{dash}>{svg_title(line.name)}</path>'
 
 
-def _mark(point: Point, across: _Scale, up: _Scale, shade: _Scale | None) -> str:
+def _mark(point: Point, across: Scale, up: Scale, shade: Scale | None) -> str:
     fill = "#bdbdbd"
     if shade is not None and point.colour is not None and math.isfinite(point.colour):
         fill = _colour(shade(point.colour))
@@ -168,7 +128,7 @@ def _mark(point: Point, across: _Scale, up: _Scale, shade: _Scale | None) -> str
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{fill}"{line}>{svg_title(point.tip)}</circle>'
 
 
-def _labels(points: Sequence[Point], across: _Scale, up: _Scale) -> list[str]:
+def _labels(points: Sequence[Point], across: Scale, up: Scale) -> list[str]:
     """The labels that find room beside their marks, above or below, right or left; tooltips have the others."""
     taken = [(across(p.x) - 5, up(p.y) - 5, across(p.x) + 5, up(p.y) + 5) for p in points]
     parts = []
@@ -195,7 +155,7 @@ def _colour(share: float) -> str:
     return "#" + "".join(f"{round(channel):02x}" for channel in mixed)
 
 
-def _bar(x: float, shade: _Scale, colour: Axis) -> str:
+def _bar(x: float, shade: Scale, colour: Axis) -> str:
     steps, high = 40, 200.0
     parts = [
         f'<rect x="{x:.1f}" y="{_TOP + i * high / steps:.2f}" width="12" height="{high / steps + 0.5:.2f}" '
@@ -203,7 +163,7 @@ def _bar(x: float, shade: _Scale, colour: Axis) -> str:
         for i in range(steps)
     ]
     for value in shade.ticks(4):
-        parts.append(svg_text(_number(value), x + 17, _TOP + high * (1 - shade(value)) + 3.5, 10))
+        parts.append(svg_text(tick_text(value), x + 17, _TOP + high * (1 - shade(value)) + 3.5, 10))
     parts.append(svg_text(_named(colour, shade), x + 66, _TOP + high / 2, 10.5, anchor="middle", turn=-90))
     return "".join(parts)
 

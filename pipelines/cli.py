@@ -91,6 +91,17 @@ def _tune(options: argparse.Namespace) -> None:
         print(f"wrote {path}")
 
 
+def _progress(options: argparse.Namespace) -> None:
+    from pipelines.progress import progress
+    from pipelines.progress_flags import complaint, progress_request, progress_summary
+
+    done = progress(progress_request(options))
+    print(progress_summary(done))
+    said = complaint(done)
+    if said is not None:
+        raise ConfigError(said)
+
+
 def _scrub(options: argparse.Namespace) -> None:
     from pipelines.scrub import scrub_run, scrubbing_summary
 
@@ -317,6 +328,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "discover": _discover,
     "evaluate": _evaluate,
     "tune": _tune,
+    "progress": _progress,
     "scrub": _scrub,
     "export": _export,
     "mib": _mib,

@@ -11,6 +11,8 @@ from pipelines.foreign_flags import EXPORT_EPILOG, IMPORT_EPILOG, add_export_fla
 from pipelines.intervene_flags import EPILOG as _INTERVENE_EPILOG
 from pipelines.intervene_flags import add_intervene_flags
 from pipelines.label_flags import LABEL_EPILOG, SCORE_EPILOG, add_label_flags, add_score_flags
+from pipelines.progress_flags import EPILOG as _PROGRESS_EPILOG
+from pipelines.progress_flags import add_progress_flags
 from pipelines.serve_flags import EPILOG as _SERVE_EPILOG
 from pipelines.serve_flags import add_serve_flags
 from pipelines.story_flags import STORY_EPILOG, add_story_flags
@@ -145,6 +147,11 @@ def _add_tune(commands: argparse._SubParsersAction, name: str) -> None:
     add_tune_flags(_command(commands, name, text, _TUNE_EPILOG))
 
 
+def _add_progress(commands: argparse._SubParsersAction, name: str) -> None:
+    text = "run one task over training checkpoints: when edges and circuits appear"
+    add_progress_flags(_command(commands, name, text, _PROGRESS_EPILOG))
+
+
 def _add_scrub(commands: argparse._SubParsersAction, name: str) -> None:
     text = "test a stored circuit by causal scrubbing: resample all that should not matter"
     parser = _command(commands, name, text)
@@ -277,6 +284,7 @@ _COMMANDS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "discover": _add_discover,
     "evaluate": _add_evaluate,
     "tune": _add_tune,
+    "progress": _add_progress,
     "scrub": _add_scrub,
     "export": _add_export,
     "mib": _add_mib,
