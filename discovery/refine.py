@@ -71,7 +71,7 @@ class _Search:
         self, model: PatchableModel, workload: Workload, scores: EdgeScores, by: By, budget: int, most: int
     ) -> None:
         self.model, self.workload, self.budget, self.most = model, workload, budget, most
-        self.strength = np.abs(scores.values) if by == "absolute" else scores.values
+        self.strength = np.abs(scores.ranking) if by == "absolute" else scores.ranking
         self.runs = 0
 
     def run(self, circuits: Sequence[Circuit]) -> list[float]:

@@ -172,7 +172,7 @@ def _strength(scores: EdgeScores, by: By) -> Float[np.ndarray, "src dst"]:
         raise ValueError("these scores hold only one circuit's edges: select from the scores of all edges")
     if by not in ("absolute", "signed"):
         raise ValueError(f"edges are selected by 'absolute' or 'signed' score, not by {by!r}")
-    values = np.abs(scores.values) if by == "absolute" else scores.values
+    values = np.abs(scores.ranking) if by == "absolute" else scores.ranking
     return np.where(scores.topology.possible, values, np.float32("-inf"))
 
 

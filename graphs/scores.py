@@ -34,6 +34,8 @@ class EdgeScores:
     """Where only some edges were really patched: True at those."""
     bound: Float[np.ndarray, "src dst"] | None = None
     """How far the values may be from exact patching's, where the method says so (0 at exact ones)."""
+    rank_by: Float[np.ndarray, "src dst"] | None = None
+    """What edges are selected by, where that is not `values`; float32, NaN where no edge is possible."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else the method found, as JSON holds it: by short names, for run.json and summaries."""
 
@@ -42,3 +44,8 @@ class EdgeScores:
             raise ValueError(f"scores have shape {self.values.shape}, the graph {self.topology.possible.shape}")
         if not self.partial and np.isnan(self.values[self.topology.possible]).any():
             raise ValueError(f"method {self.method} gave scores that are not numbers (NaN)")
+
+    @property
+    def ranking(self) -> Float[np.ndarray, "src dst"]:
+        """What edges are selected by, signed: `rank_by` where there is one, else `values`."""
+        return self.values if self.rank_by is None else self.rank_by

@@ -40,7 +40,7 @@ LABELS, EVIDENCE, GROUPS, STORY = "labels.json", "evidence", "groups.json", "sto
 CONSTANTS = "constants.safetensors"
 NODE_ARRAYS = "nodes.safetensors"
 TASK_GRAPH, CONTRAST = "task_graph.json", "contrast.json"
-_EXTRA_SCORES = {"stderr": np.float32, "kept": np.bool_, "exact": np.bool_, "bound": np.float32}
+_EXTRA_SCORES = {"stderr": np.float32, "kept": np.bool_, "exact": np.bool_, "bound": np.float32, "rank_by": np.float32}
 """What scores may hold beside their values, and as what it is stored."""
 IDENTITY = ("edgewise", "config", "inputs")
 """What of run.json must agree for results on disk to be reused."""

@@ -2,6 +2,9 @@
 
 The bound comes from edges that are drawn at random and really patched: split conformal prediction (Vovk et al. 2005) on
 |exact - screen|, by strata of the screen's own size, since larger scores are misjudged by more.
+
+What an edge does when it alone is dropped is little where others make up for it, and a circuit without those others
+needs it all the same. So that circuits themselves decide, on the scored pairs, by what edges are ranked: see `Order`.
 """
 
 from __future__ import annotations
@@ -10,12 +13,16 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discovery.batch import Batch
+from discovery.evaluate import ask, curve_question
+from discovery.measure import FlatMetric
 from discovery.methods.eap_ig import Rule, quadrature
 from discovery.methods.exact import edge_effects
 from discovery.model import PatchableModel
@@ -25,8 +32,15 @@ from graphs.prune import SIZES, edge_count
 from graphs.scores import EdgeScores
 from graphs.topology import Topology
 
+Order = Literal["auto", "exact", "larger", "screen"]
+"""What ranks edges that were really patched: their exact score, the larger of the two, or the screen's; auto: whichever
+gives the best circuits on the scored pairs (the smallest CMD), the exact one where there is no difference to speak of."""
+
 _STRATA = 4
 _ROUNDS = 5
+_PAIRS_TO_RANK_BY = 128
+_GAIN = 0.02
+"""By what share of CMD another order than the exact one must be better."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,8 @@ class Options:
     """Steps of the screening integrated gradients (EAP-IG inputs)."""
     rule: Rule = "left"
     """Where they are taken; see method eap-ig."""
+    order: Order = "auto"
+    """What ranks edges that were patched."""
     seed: int = 0
     """Of the random sample."""
 
@@ -60,15 +76,20 @@ class Options:
 
 
 def score(
-    model: PatchableModel, workload: Workload, options: Options | None = None, on_batch: OnBatch | None = None
+    model: PatchableModel,
+    workload: Workload,
+    options: Options | None = None,
+    on_batch: OnBatch | None = None,
+    known: EdgeScores | None = None,
 ) -> EdgeScores:
     """Exact scores where `exact` says so, screened ones elsewhere, with a `bound` on |exact score - value| there.
 
-    Raises ValueError for metrics without a gradient.
+    known: earlier scores of the same work, whose exact ones are not measured again. Raises ValueError for metrics
+    without a gradient.
     """
     options = options or Options()
     topology, rng = model.topology, np.random.default_rng(options.seed)
-    verified = Verified(model, workload, options, on_batch is not None)
+    verified = Verified(model, workload, options, on_batch is not None, known)
     budget = options.edges if options.edges is not None else max(200, topology.edge_count // 10)
     everything = np.argwhere(topology.possible)
     first = min(len(everything), budget, max(20, budget // 4))
@@ -84,9 +105,9 @@ def score(
         if not len(uncertain):
             break
         verified.patch(uncertain[: math.ceil(left / rounds_left)], sample=False)
-    for number, piece in enumerate(verified.pieces):
-        if on_batch is not None:
-            on_batch(number, piece)
+    order, rank_by = _ranked(verified, options.order)
+    if on_batch is not None:
+        verified.hand_out(on_batch, order)
     undecided = len(verified.uncertain(_cuts(topology, options)))
     facts = {
         "exact": int(verified.exact.sum()),
@@ -94,9 +115,22 @@ def score(
         "confidence": options.confidence,
         "largest_bound": float(np.max(verified.bound(), where=topology.possible, initial=0.0)),
         "uncertain": undecided,
+        "order": order,
     }
     bound = np.where(topology.possible, verified.bound(), np.nan).astype(np.float32)
-    return replace(verified.scores, exact=verified.exact, bound=bound, facts=facts)
+    return replace(verified.scores, exact=verified.exact, bound=bound, rank_by=rank_by, facts=facts)
+
+
+def _ranked(verified: Verified, wanted: Order) -> tuple[Order, Float[np.ndarray, "src dst"] | None]:
+    """The order that is used, and what ranks edges by it; None for the scores themselves."""
+    orders: tuple[Order, ...] = ("exact", "larger", "screen")
+    tables = [None if order == "exact" else verified.ranking(order) for order in orders]
+    if wanted == "auto":
+        exact, *others = verified.cmd(tables)
+        best = int(np.argmin([exact, *(cmd * (1 + _GAIN) for cmd in others)]))
+    else:
+        best = orders.index(wanted)
+    return orders[best], tables[best]
 
 
 def _cuts(topology: Topology, options: Options) -> list[int]:
@@ -109,11 +143,20 @@ def _cuts(topology: Topology, options: Options) -> list[int]:
 class Verified:
     """The scores so far: which edges are exact, and what the random ones among them say of the others."""
 
-    def __init__(self, model: PatchableModel, workload: Workload, options: Options, by_pair: bool) -> None:
+    def __init__(
+        self,
+        model: PatchableModel,
+        workload: Workload,
+        options: Options,
+        by_pair: bool,
+        known: EdgeScores | None = None,
+    ) -> None:
+        """by_pair: whether pairs' own scores are kept. known: see `score`; not with by_pair."""
         self._model, self._workload, self._options = model, workload, options
-        self.pieces: list[Float[Tensor, "pair src dst"]] = []
-        """Every batch's own scores, where they are asked for."""
-        keep = (lambda number, scores: self.pieces.append(scores.clone())) if by_pair else None
+        self._known = None if by_pair else known
+        self._pieces: list[Float[Tensor, "pair src dst"]] = []
+        self._patched: list[list[tuple[Bool[Tensor, "src dst"], Float[Tensor, "pair edge"]]]] = []
+        keep = (lambda number, scores: self._pieces.append(scores.clone())) if by_pair else None
         points = quadrature(options.steps, options.rule)
         self.scores: EdgeScores = replace(
             linear_scores(model, workload, points, "screen-verify", keep), method="screen-verify"
@@ -128,19 +171,68 @@ class Verified:
         wanted = np.zeros_like(self.exact)
         wanted[tuple(places.T)] = True
         wanted &= ~self.exact
+        if self._known is not None and self._known.exact is not None:
+            self._put(self._known, wanted & self._known.exact)
+        new = wanted & ~self.exact
+        place = torch.from_numpy(new)
+        self._patched.append([])
 
         def put(number: int, scores: Float[Tensor, "pair src dst"]) -> None:
-            self.pieces[number][:, torch.from_numpy(wanted)] = scores[:, torch.from_numpy(wanted)]
+            self._patched[-1].append((place, scores[:, place]))
 
-        found = edge_effects(self._model, self._workload, wanted, on_batch=put if self.pieces else None)
-        values = np.where(wanted, found.values, self.scores.values)
-        stderr = None
-        if self.scores.stderr is not None and found.stderr is not None:
-            stderr = np.where(wanted, found.stderr, self.scores.stderr)
-        self.scores = replace(self.scores, values=values, stderr=stderr)
-        self.exact |= wanted
+        if new.any():
+            self._put(edge_effects(self._model, self._workload, new, on_batch=put if self._pieces else None), new)
         if sample:
             self._sample |= wanted
+
+    def _put(self, found: EdgeScores, places: Bool[np.ndarray, "src dst"]) -> None:
+        """Takes exact scores at some places."""
+        values = np.where(places, found.values, self.scores.values)
+        stderr = None
+        if self.scores.stderr is not None and found.stderr is not None:
+            stderr = np.where(places, found.stderr, self.scores.stderr)
+        self.scores = replace(self.scores, values=values, stderr=stderr)
+        self.exact |= places
+
+    def _by_screen(self, order: Order) -> Bool[np.ndarray, "src dst"]:
+        """Which edges the screen ranks."""
+        if order == "exact":
+            return ~self.exact
+        return ~self.exact | (order == "screen") | (np.abs(self._screen) >= np.abs(self.scores.values))
+
+    def ranking(self, order: Order) -> Float[np.ndarray, "src dst"]:
+        """What edges are ranked by."""
+        return np.where(self._by_screen(order), self._screen, self.scores.values)
+
+    def cmd(self, tables: Sequence[Float[np.ndarray, "src dst"] | None]) -> list[float]:
+        """CMD of the circuits of all standard sizes, ranked by each table, on (some of) the scored pairs."""
+        few: list[Batch] = []
+        for batch in self._workload.batches:
+            if few and sum(map(len, few)) + len(batch) > _PAIRS_TO_RANK_BY:
+                break
+            few.append(batch)
+        asked = [
+            curve_question(
+                self._model.topology, replace(self.scores, rank_by=table), bootstrap=0, faithfulness_only=True
+            )
+            for table in tables
+        ]
+        try:
+            curves = ask(self._model, replace(self._workload, batches=tuple(few)), asked)
+        except FlatMetric:  # no edge does anything on these pairs: no order is better than another
+            return [0.0] * len(tables)
+        return [curve.cmd for curve in curves]
+
+    def hand_out(self, on_batch: OnBatch, order: Order) -> None:
+        """Every batch's own scores, as edges are ranked by them."""
+        by_screen = torch.from_numpy(self._by_screen(order))
+        for number, piece in enumerate(self._pieces):
+            for batches in self._patched:
+                if batches:
+                    place, scores = batches[number]
+                    use = ~by_screen[place]
+                    piece[:, place & ~by_screen] = scores[:, use]
+            on_batch(number, piece)
 
     def bound(self) -> Float[np.ndarray, "src dst"]:
         """By edge: the stratum's quantile of |exact - screen| over the random sample, 0 where exact.
