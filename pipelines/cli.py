@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.debug else logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("edgewise").setLevel(logging.INFO)  # what the command itself has to say
     try:
         check_command(options.command)
         COMMANDS[options.command](options)

@@ -59,8 +59,9 @@ class TaskConfig:
 class MethodConfig:
     """How edges are scored."""
 
-    name: str = "eap-ig"
-    """A method of `edgewise list methods`."""
+    name: str = "auto"
+    """A method of `edgewise list methods`; auto: screen-verify where exact patching is cheap, else eap-ig (see
+    `pipelines.default_method`)."""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own options; they stand beside `name` in the file: `[method] name = "eap-ig"`, `steps = 5`."""
     file: str | None = None

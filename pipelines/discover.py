@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import RunConfig
+from pipelines.default_method import method_name, with_method
 from pipelines.fingerprint import edgewise_version, hash_settings, versions
 from pipelines.inputs import Inputs, read_task
 from pipelines.judge import judge
@@ -190,6 +191,7 @@ def _compute(config: RunConfig, inputs: Inputs, store: RunStore) -> None:
         store.write_json(FEATURES, inputs.choice.to_json())
         store.run["features"] = inputs.describe_features()
         _finish(store, inputs, "features")
+    config = with_method(config, inputs, store)
     scores = _scores(config, inputs, store)
     circuit = _circuit(config, inputs, store, scores)
     if not store.finished("evaluation"):
@@ -258,7 +260,7 @@ def view(store: RunStore, circuit: Circuit, evaluation: dict[str, Any]) -> Circu
     own = evaluation.get("circuit", {})
     numbers = {key: own.get(key) for key in ("faithfulness", "low", "high", "completeness") if key in own}
     numbers |= {key: evaluation[key] for key in ("cmd", "cpr", "cmd_log", "auroc") if evaluation.get(key) is not None}
-    method = run["config"]["method"]["name"] if circuit.scores is None else circuit.scores.method
+    method = method_name(run) if circuit.scores is None else circuit.scores.method
     title = f"{run['task']['name']} in {run['model']['name']} ({method})"
     stability = (run.get("circuit", {}).get("stability") or {}).get("resamples")
     if stability is not None:

@@ -46,7 +46,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--feature-steps", ("transcoders", "steps"), "gradients by which features are chosen (default: 5)", "N"),
     Flag("--recheck", ("transcoders", "recheck"), "score edges of features that gradients misjudge by real runs"),
     Flag("--recheck-tolerance", ("transcoders", "tolerance"), "how far the two may differ (default: 0.5)", "P"),
-    Flag("--method", ("method", "name"), "how edges are scored (default: eap-ig; see edgewise list methods)", "X"),
+    Flag("--method", ("method", "name"), "how edges are scored (default: auto; see edgewise list methods)", "X"),
     Flag("--scores", ("method", "file"), "take the scores from an EAP-IG graph file (.json, .pt) instead", "FILE"),
     Flag("--ablation", ("ablation",), "what a dropped edge carries"),
     Flag("--noise-scale", ("ablating", "noise_scale"), "noise, in standard deviations of embeddings (default: 3)", "S"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import RunConfig
+from pipelines.cost import affordable, operations
 from pipelines.inputs import Inputs
 from pipelines.scoring import methods_of, rule_of
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from graphs.circuit import Circuit
     from graphs.scores import EdgeScores
 
-_OPERATIONS, _OPERATIONS_ON_ACCELERATOR = 2e12, 2e14
-"""With tests = auto, tests with runs of their own are made where these take no more floating-point operations: about
-half a minute on two CPU cores, seconds on a data-centre GPU."""
 _MISSED = 200
 """With missed = auto, random subsets for methods that come with this diagnostic."""
 
@@ -135,7 +133,4 @@ def _missed_samples(config: RunConfig) -> int:
 
 def _affordable(inputs: Inputs, runs: int) -> bool:
     """Whether so many runs of the model on the held-out pairs are few enough to be made without being asked for."""
-    tokens = sum(batch.clean.numel() for batch in inputs.held_out.batches)
-    parameters = sum(weight.numel() for weight in inputs.model.hf.parameters())
-    limit = _OPERATIONS if inputs.model.device.type == "cpu" else _OPERATIONS_ON_ACCELERATOR
-    return 2 * parameters * tokens * runs <= limit
+    return operations(inputs, inputs.held_out, runs) <= affordable(inputs)

@@ -31,7 +31,8 @@ def methods() -> list[Line]:
     """Ways to score edges."""
     from discovery.methods import METHODS
 
-    return [(name, method.summary) for name, method in METHODS.items()]
+    auto = ("auto", "the default: screen-verify where exact patching is cheap (a small model), else eap-ig")
+    return [auto, *((name, method.summary) for name, method in METHODS.items())]
 
 
 def exporters() -> list[Line]:

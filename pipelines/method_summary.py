@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipelines.default_method import method_name
+
 _NAMED = 5
 
 
 def _acdc(facts: Mapping[str, Any]) -> list[str]:
     return [f"tau           {facts['tau']:.3g}  ({facts['kept']:,} edges kept; {facts['runs']:,} circuits run)"]
+
+
+_ORDERS = {
+    "exact": [],
+    "larger": ["ranked        by the larger of exact and screened score: that gives the best circuits"],
+    "screen": [
+        "ranked        by screened scores: circuits ranked by exact ones are worse (edges make up for each other)"
+    ],
+}
 
 
 def _screen_verify(facts: Mapping[str, Any]) -> list[str]:
@@ -19,7 +30,7 @@ def _screen_verify(facts: Mapping[str, Any]) -> list[str]:
             f"; the others within {facts['largest_bound']:.2g} of their score at {facts['confidence']:.0%}, "
             f"{facts['uncertain']:,} of them on either side of a size"
         )
-    return [text]
+    return [text, *_ORDERS[facts.get("order", "exact")]]
 
 
 def _conditional(facts: Mapping[str, Any]) -> list[str]:
@@ -40,5 +51,5 @@ LINES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 
 def method_lines(run: Mapping[str, Any]) -> list[str]:
     """The lines for a run's method; none where it says nothing."""
-    lines, facts = LINES.get(run["config"]["method"]["name"]), run.get("method")
+    lines, facts = LINES.get(method_name(run)), run.get("method")
     return [] if lines is None or facts is None else lines(facts)

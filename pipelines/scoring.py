@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipelines.config import RunConfig
+from pipelines.default_method import AUTO, CANDIDATES
 from pipelines.inputs import Inputs
 from pipelines.store import UNFINISHED, RunStore, StoredJournal
 
@@ -42,10 +43,13 @@ def score(
 def methods_of(config: RunConfig) -> list[tuple[Method, Any]]:
     """The configured method with its options; several where their names are joined by +. An option goes to all that have it.
 
-    Raises ValueError for unknown names and options, and for methods that cannot be part of an ensemble.
+    Of the default whose choice is open (`AUTO`), the first that it may be. Raises ValueError for unknown names and
+    options, and for methods that cannot be part of an ensemble.
     """
     from discovery.methods import method
 
+    if config.method.name == AUTO:
+        return [(line, line.options(config.method.options)) for line in map(method, CANDIDATES)][:1]
     lines = [method(name) for name in config.method.name.split("+")]
     if len(lines) == 1:
         return [(lines[0], lines[0].options(config.method.options))]
@@ -150,16 +154,19 @@ def _both(resamples: Resamples | None, watch: OnBatch | None) -> OnBatch | None:
 
 def _other_seeds(line: Method, options: Any, inputs: Inputs, scores: EdgeScores | NodeScores, seeds: int) -> np.ndarray:
     """The scores of the method with its own seed and with the next ones: [seed place]."""
-    module, tables = line.load(), [_flat(scores.values)]
+    module, tables = line.load(), [_flat(scores)]
+    known: dict[str, Any] = {"known": scores} if line.reuses else {}
     for step in range(1, seeds):
         other = dataclasses.replace(options, seed=options.seed + step)
-        tables.append(_flat(module.score(inputs.model, inputs.train, other).values))
+        tables.append(_flat(module.score(inputs.model, inputs.train, other, **known)))
     return np.stack(tables)
 
 
-def _flat(values: np.ndarray) -> np.ndarray:
-    """Of a table [src dst] the possible edges; of nodes all."""
-    return values if values.ndim == 1 else values[~np.isnan(values)]
+def _flat(scores: EdgeScores | NodeScores) -> np.ndarray:
+    """By what edges (the possible ones) or nodes are selected."""
+    from graphs.scores import EdgeScores
+
+    return scores.ranking[~np.isnan(scores.values)] if isinstance(scores, EdgeScores) else scores.values
 
 
 def _recheck(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphs.view import percent
+from pipelines.default_method import method_name
 from pipelines.method_summary import method_lines
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ def discovery_summary(
     task, model = run["task"], run["model"]
     config, counts = run["config"], run["circuit"]
     lines = [
-        f"{task['name']} in {model['name']}: {config['method']['name']}, {task['metric']}, "
-        f"{config['ablation']} ablation",
+        f"{task['name']} in {model['name']}: {method_name(run)}, {task['metric']}, {config['ablation']} ablation",
         f"{task['train_pairs']} pairs scored, {task['held_out_pairs']} held out for evaluation"
         if task["held_out_pairs"] and config["evaluation"]["holdout"]
         else f"{task['train_pairs']} pairs, both scored and evaluated on",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import MethodConfig, RunConfig, SelectionConfig
+from pipelines.default_method import AUTO, CANDIDATES
 from pipelines.settings import ConfigError
 from pipelines.tune_config import TuneConfig
 
@@ -180,6 +181,8 @@ def make_space(base: RunConfig, tune: TuneConfig) -> Space:
     ablations = tune.ablations or tuple(dict.fromkeys((base.ablation, *known)))
     ranges: dict[str, dict[str, Range | Choice]] = {}
     for name in methods:
+        if name == AUTO:
+            raise ConfigError(f"tune.methods: name the methods that {AUTO!r} stands for: {', '.join(CANDIDATES)}")
         own = dict(RANGES.get(name, {}))
         own |= {key: _range(name, key, value) for key, value in tune.options.get(name, {}).items()}
         for key, wanted in own.items():

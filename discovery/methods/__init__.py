@@ -95,6 +95,9 @@ class Method:
     """How circuits are cut from its scores unless users say so (`graphs.prune.SELECTIONS`): greedy where scores compare the
     edges into one slot, and do not say what an edge far from the logits is worth beside one close to them."""
 
+    reuses: bool = False
+    """Whether its `score` takes `known`, earlier scores of the same work, and does not measure again what they hold."""
+
     alone: bool = False
     """Whether one process must see all pairs: its decisions follow from one another, or from the time that runs take."""
 
@@ -191,6 +194,7 @@ METHODS: dict[str, Method] = {
         "EAP-IG screens, exact patching decides the edges whose rank is uncertain (edges, seconds); the rest keep a bound",
         "discovery.methods.screen_verify",
         gradients=False,
+        reuses=True,
         alone=True,
     ),
     "conditional": Method(

@@ -34,13 +34,11 @@ from graphs.topology import Topology
 
 Order = Literal["auto", "exact", "larger", "screen"]
 """What ranks edges that were really patched: their exact score, the larger of the two, or the screen's; auto: whichever
-gives the best circuits on the scored pairs (the smallest CMD), the exact one where there is no difference to speak of."""
+gives the best circuits on the scored pairs (the smallest CMD)."""
 
 _STRATA = 4
 _ROUNDS = 5
 _PAIRS_TO_RANK_BY = 128
-_GAIN = 0.02
-"""By what share of CMD another order than the exact one must be better."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Options:
     """How edges are screened and how many of them are really patched."""
 
     edges: int | None = None
-    """Budget: how many edges are patched exactly; default a tenth of the graph's, at least 200."""
+    """Budget: how many edges are patched exactly; default a tenth of the graph's, at least 100."""
     seconds: float | None = None
     """Budget: about how long exact patching may take, judged by the random sample; excludes edges. Not reproducible."""
     circuit: int | None = None
@@ -84,13 +82,13 @@ def score(
 ) -> EdgeScores:
     """Exact scores where `exact` says so, screened ones elsewhere, with a `bound` on |exact score - value| there.
 
-    known: earlier scores of the same work, whose exact ones are not measured again. Raises ValueError for metrics
+    known: earlier scores of the same work, whose exact ones are not measured again and whose order is taken. Raises ValueError for metrics
     without a gradient.
     """
     options = options or Options()
     topology, rng = model.topology, np.random.default_rng(options.seed)
     verified = Verified(model, workload, options, on_batch is not None, known)
-    budget = options.edges if options.edges is not None else max(200, topology.edge_count // 10)
+    budget = options.edges if options.edges is not None else default_budget(topology)
     everything = np.argwhere(topology.possible)
     first = min(len(everything), budget, max(20, budget // 4))
     start = time.monotonic()
@@ -105,7 +103,7 @@ def score(
         if not len(uncertain):
             break
         verified.patch(uncertain[: math.ceil(left / rounds_left)], sample=False)
-    order, rank_by = _ranked(verified, options.order)
+    order, rank_by = _ranked(verified, _wanted_order(options, known))
     if on_batch is not None:
         verified.hand_out(on_batch, order)
     undecided = len(verified.uncertain(_cuts(topology, options)))
@@ -121,13 +119,21 @@ def score(
     return replace(verified.scores, exact=verified.exact, bound=bound, rank_by=rank_by, facts=facts)
 
 
+def default_budget(topology: Topology) -> int:
+    """Edges that are patched where no budget is given: a tenth of the graph's, at least 100."""
+    return min(topology.edge_count, max(100, topology.edge_count // 10))
+
+
+def _wanted_order(options: Options, known: EdgeScores | None) -> Order:
+    return known.facts["order"] if options.order == "auto" and known is not None else options.order
+
+
 def _ranked(verified: Verified, wanted: Order) -> tuple[Order, Float[np.ndarray, "src dst"] | None]:
     """The order that is used, and what ranks edges by it; None for the scores themselves."""
     orders: tuple[Order, ...] = ("exact", "larger", "screen")
     tables = [None if order == "exact" else verified.ranking(order) for order in orders]
     if wanted == "auto":
-        exact, *others = verified.cmd(tables)
-        best = int(np.argmin([exact, *(cmd * (1 + _GAIN) for cmd in others)]))
+        best = int(np.argmin(verified.cmd(tables)))  # exact scores where all are as good
     else:
         best = orders.index(wanted)
     return orders[best], tables[best]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from discovery.ablation import COUNTERFACTUAL
 from discovery.component_model import ComponentModel
+from discovery.evaluate import evaluate
 from discovery.methods import eap_ig, exact, screen_verify
+from discovery.methods.screen_verify import Order
 from discovery.workload import Workload
 from graphs.scores import EdgeScores
 from tests.discovery.residual_model import LOGIT_DIFFERENCE, ResidualModel, token_batch
@@ -80,3 +85,58 @@ def test_a_screen_that_is_right_leaves_nothing_to_decide() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match="screen-verify"):
         screen_verify.Options(**options)
+
+
+@pytest.mark.parametrize("order", ["exact", "larger", "screen"])
+def test_pairs_are_told_as_edges_are_ranked(order: Order) -> None:
+    """The larger of both by absolute value; the scores themselves stay exact where they say so."""
+    model, truth, screen = case("llama")
+    pieces: list[Tensor] = []
+    found = screen_verify.score(
+        model, WORK, screen_verify.Options(edges=60, order=order), lambda _, piece: pieces.append(piece)
+    )
+    assert found.exact is not None and found.facts["order"] == order
+    possible = model.topology.possible
+    patched = np.where(found.exact, truth.values, screen.values)
+    larger = np.where(np.abs(patched) > np.abs(screen.values), patched, screen.values)
+    wanted = {"exact": patched, "larger": larger, "screen": screen.values}[order]
+    scale = np.nanmax(np.abs(truth.values))
+    np.testing.assert_allclose(found.ranking[possible], wanted[possible], rtol=0, atol=1e-4 * scale)
+    means = torch.cat(pieces).mean(0).numpy()
+    np.testing.assert_allclose(means[possible], wanted[possible], rtol=0, atol=1e-4 * scale)
+    np.testing.assert_allclose(found.values[found.exact], truth.values[found.exact], rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_order_is_the_one_with_the_best_circuits(family: str) -> None:
+    model, _, _ = case(family)
+    orders: tuple[Order, ...] = ("exact", "larger", "screen")
+    tried = {order: screen_verify.score(model, WORK, screen_verify.Options(edges=60, order=order)) for order in orders}
+    cmd = {
+        order: evaluate(model, WORK, scores, bootstrap=0, faithfulness_only=True).cmd for order, scores in tried.items()
+    }
+    assert len(set(cmd.values())) > 1
+    chosen = screen_verify.score(model, WORK, screen_verify.Options(edges=60))
+    assert cmd[chosen.facts["order"]] == min(cmd.values())
+    np.testing.assert_array_equal(chosen.ranking, tried[chosen.facts["order"]].ranking)
+
+
+def test_what_is_known_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = case("llama")
+    known = screen_verify.score(model, WORK, screen_verify.Options(edges=100))
+    other = screen_verify.Options(edges=100, seed=1, order=known.facts["order"])
+    fresh = screen_verify.score(model, WORK, other)
+    measured: list[np.ndarray] = []
+
+    def counted(model: ComponentModel, work: Workload, wanted: np.ndarray, **options: Any) -> EdgeScores:
+        measured.append(wanted)
+        return exact.edge_effects(model, work, wanted, **options)
+
+    monkeypatch.setattr(screen_verify, "edge_effects", counted)
+    again = screen_verify.score(model, WORK, screen_verify.Options(edges=100, seed=1), known=known)
+    assert known.exact is not None and again.exact is not None and fresh.exact is not None
+    assert not (np.sum(measured, axis=0)[known.exact]).any()
+    assert (again.exact & known.exact).any()
+    np.testing.assert_array_equal(again.exact, fresh.exact)
+    scale = np.nanmax(np.abs(fresh.values))
+    np.testing.assert_allclose(again.ranking, fresh.ranking, rtol=0, atol=1e-5 * scale)

@@ -336,7 +336,7 @@ def test_discover_without_arguments_finds_the_embedded_models_ioi_circuit(
     assert main(["discover"]) == 0
     out = capsys.readouterr().out
     (run,) = (tmp_path / "runs").iterdir()
-    assert run.name.startswith("ioi-eap-ig-")
+    assert run.name.startswith("ioi-auto-")
     evaluation = json.loads((run / "evaluation.json").read_text())
     record = json.loads((run / "run.json").read_text())
     # The size was chosen on the scoring split; on pairs that were held out the circuit still does the task.
