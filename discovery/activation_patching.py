@@ -6,28 +6,33 @@ its own cell replaced. Passes start at the first layer that a cell of theirs tou
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from discovery.batch import Batch
 from discovery.component_model import ComponentModel
 from discovery.heat_map import SITES, Direction, NodePatching, PatchMethod, Site
 from discovery.measure import FlatMetric
+from discovery.patch_donors import (
+    Constants,
+    ablated_prompts,
+    check_ablation,
+    nothing_kept,
+    site_means,
+    with_prompts,
+)
 from discovery.patch_grid import Cell, Grid, columns_of, prompt_lengths
+from discovery.patch_passes import Passes, Seen, Visit
 from discovery.patched_metric import auto_masks_per_run
-from discovery.recording import override, session
+from discovery.recording import session
 from discovery.scoring import require_gradient
 from discovery.workload import Workload
 
-Visit = Callable[[Site, int, Tensor], "Tensor | None"]
-"""Called with a site, its layer and its value [row pos width]; what it gives takes the value's place."""
 _VECTORS_PER_TOKEN = 12  # a pass holds little more than a layer of the model's own
 
 
@@ -42,26 +47,29 @@ def patch_nodes(
 ) -> NodePatching:
     """Mean metric with one activation taken from the other prompt, for every layer and position, and layer and head.
 
-    copies: cells in one forward pass; auto: as many as an estimate of memory allows. Raises ValueError for ablations
-    other than counterfactual and for attribution with a metric that has no gradient, FlatMetric when the metric is the
-    same on clean and corrupt prompts.
+    The other values are the ablation's: those of a run on corrupt or other prompts or with noise; or constants, which can be
+    put into the clean run alone: zeros, or each activation's mean over the corrupt prompts (see `SiteMeans`). copies: cells in
+    one forward pass; auto: as many as an estimate of memory allows. Raises ValueError for optimal constants, for denoising
+    with constants and for attribution with a metric that has no gradient, FlatMetric when the metric is the same on clean and
+    corrupt prompts.
     """
-    if workload.ablation.kind != "counterfactual":
-        raise ValueError(f"node patching swaps clean and corrupt values: it has no {workload.ablation.kind!r} ablation")
+    ablation = workload.ablation
+    check_ablation(ablation, direction, "nodes")
     if method == "attribution":
         require_gradient(workload.metric, "attribution patching")
     grid = Grid(sites, len(model.blocks), model.blocks[0].heads, workload.batches)
-    with (
-        session(model.hf, model.arch, ()),
-        tqdm(total=len(grid.cells) * len(workload.batches), desc="patch", unit="cell", delay=1, leave=False) as bar,
-    ):
+    means = site_means(model, workload)
+    with tqdm(total=len(grid.cells) * len(workload.batches), desc="patch", unit="cell", delay=1, leave=False) as bar:
         for batch in workload.batches:
-            runs = _Runs(model, batch.to(model.device), workload, direction)
-            if method == "exact":
-                values = _exact(runs, grid.cells, copies, bar)
-            else:
-                values = _attribution(runs, grid.cells)
-                bar.update(len(grid.cells))
+            constants = None if ablation.still else Constants(means, nothing_kept(model, batch, ablation))
+            moved = with_prompts(batch.to(model.device), ablation)
+            with session(model.hf, model.arch, ()):
+                runs = _Runs(model, moved, workload, direction, constants)
+                if method == "exact":
+                    values = _exact(runs, grid.cells, copies, bar)
+                else:
+                    values = _attribution(runs, grid.cells)
+                    bar.update(len(grid.cells))
             grid.add(batch, values, runs.clean_metric, runs.corrupt_metric)
     if not grid.differs:
         raise FlatMetric(
@@ -73,31 +81,33 @@ def patch_nodes(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Recorded:
-    """One run's values at every site, and the metric."""
-
-    values: dict[tuple[Site, int], Tensor]
-    outputs: dict[int, tuple]
-    """Layers that give a tuple: what follows the hidden state in it."""
-    logits: Float[Tensor, "read vocab"]
-
-
 class _Runs:
-    """One batch: the run that cells are put into (base), the run they come from (donor), and passes in between."""
+    """One batch: the run that cells are put into (base), the values put there (donor), and passes in between."""
 
-    def __init__(self, model: ComponentModel, batch: Batch, workload: Workload, direction: Direction) -> None:
+    def __init__(
+        self,
+        model: ComponentModel,
+        batch: Batch,
+        workload: Workload,
+        direction: Direction,
+        constants: Constants | None,
+    ) -> None:
+        """constants: the ablated values, where they belong to no run."""
         self.model = model
         self.batch = batch
-        self._metric = workload.metric
+        self._workload = workload
         self._is_noising = direction == "noising"
-        self.tokens = batch.clean if self._is_noising else batch.corrupt
-        self.base = self._record(self.tokens)
-        self.donor = self._record(batch.corrupt if self._is_noising else batch.clean)
-        clean, corrupt = (self.base, self.donor) if self._is_noising else (self.donor, self.base)
+        self._passes = Passes(model, batch)
+        clean = self._passes.record(batch.clean)
+        if constants is None:
+            with ablated_prompts(model, batch, workload.ablation) as tokens:
+                ablated = self._passes.record(tokens)
+        else:
+            ablated = Seen(constants.values(batch, clean.values), constants.logits)
+        self.base, self.donor = (clean, ablated) if self._is_noising else (ablated, clean)
         self._reference = clean.logits.float() if workload.metric.needs_reference else None
         self.clean_metric = self.metric(clean.logits)
-        self.corrupt_metric = self.metric(corrupt.logits)
+        self.corrupt_metric = self.metric(ablated.logits)
         self.lengths = prompt_lengths(batch)
         self.pads = (~batch.mask).sum(1)
 
@@ -109,47 +119,18 @@ class _Runs:
     def metric(self, logits: Float[Tensor, "*copy read vocab"]) -> Float[Tensor, "*copy pair"]:
         """Per pair, in float32 at least."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        return self._metric.compute(logits.to(dtype), self.batch, self._reference)
+        return self._workload.metric.compute(logits.to(dtype), self.batch, self._reference)
 
-    def _record(self, tokens: Int[Tensor, "row pos"]) -> _Recorded:
-        values: dict[tuple[Site, int], Tensor] = {}
-        outputs: dict[int, tuple] = {}
+    def again(self, visit: Visit) -> Float[Tensor, "read vocab"]:
+        """Logits of the base run, visited."""
+        if self._is_noising:
+            return self._passes.forward(self.batch.clean, visit)
+        with ablated_prompts(self.model, self.batch, self._workload.ablation) as tokens:
+            return self._passes.forward(tokens, visit)
 
-        def visit(site: Site, layer: int, value: Tensor) -> None:
-            values[site, layer] = value
-
-        def see(layer: int) -> Callable[..., None]:
-            def keep(module: nn.Module, args: tuple, out: Any) -> None:
-                if isinstance(out, tuple):
-                    outputs[layer] = out[1:]
-
-            return keep
-
-        with contextlib.ExitStack() as stack, torch.no_grad():
-            for block in self.model.blocks:
-                stack.callback(block.layer.register_forward_hook(see(block.index)).remove)
-            logits = self.forward(tokens, visit)
-        return _Recorded(values, outputs, logits)
-
-    def forward(self, tokens: Int[Tensor, "rows pos"], visit: Visit, first: int = 0) -> Float[Tensor, "reads vocab"]:
-        """Logits at the reads of a pass over `tokens` (the batch's rows, once or more often), from layer `first` on."""
-        batch, rows = self.batch, len(self.batch.clean)
-        copies = len(tokens) // rows
-        start = int(batch.read_column.min())
-        with contextlib.ExitStack() as stack:
-            for block in self.model.blocks[:first]:
-                rest = self.base.outputs.get(block.index)
-                override(block.layer, "forward", _passing(rest), stack)
-            stack.enter_context(_visiting(self.model, visit))
-            logits = self.model.hf(
-                input_ids=tokens,
-                attention_mask=batch.mask.long().repeat(copies, 1),
-                position_ids=batch.positions.repeat(copies, 1),
-                use_cache=False,
-                logits_to_keep=batch.clean.shape[1] - start,
-            ).logits
-        offsets = torch.arange(copies, device=tokens.device)[:, None] * rows
-        return logits[(offsets + batch.read_row).flatten(), (batch.read_column - start).repeat(copies)]
+    def restarted(self, copies: int, visit: Visit, first: int) -> Float[Tensor, "reads vocab"]:
+        """Logits of copies of the base run from layer `first` on, into which `visit` must put what it reads."""
+        return self._passes.forward(self.batch.clean.repeat(copies, 1), visit, first, self.base.outputs)
 
     def columns(self, position: int) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
         """Rows whose prompt has a position (negative, from its end), and the column of it."""
@@ -206,7 +187,7 @@ def _patched(runs: _Runs, cells: Sequence[Cell]) -> Float[Tensor, "cell pair"]:
         return value
 
     with torch.no_grad():
-        logits = runs.forward(runs.tokens.repeat(len(cells), 1), visit, first)
+        logits = runs.restarted(len(cells), visit, first)
         return runs.metric(logits.unflatten(0, (len(cells), -1)))
 
 
@@ -221,7 +202,7 @@ def _attribution(runs: _Runs, cells: Sequence[Cell]) -> Float[Tensor, "cell pair
         return value
 
     with torch.enable_grad():
-        total = runs.metric(runs.forward(runs.tokens, visit)).sum()
+        total = runs.metric(runs.again(visit)).sum()
         gradients = torch.autograd.grad(total, list(seen.values()))
     products = {
         key: gradient.float() * (runs.donor.values[key].float() - runs.base.values[key].float())
@@ -238,53 +219,3 @@ def _attribution(runs: _Runs, cells: Sequence[Cell]) -> Float[Tensor, "cell pair
             rows, columns = runs.columns(cell.position)
             values[place].index_add_(0, owner[rows], product[rows, columns].sum(-1))
     return values
-
-
-def _passing(rest: tuple | None) -> Callable[..., Any]:
-    """A layer that does nothing, giving what the real one gives beside the hidden state."""
-
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return hidden_states if rest is None else (hidden_states, *rest)
-
-    return forward
-
-
-@contextlib.contextmanager
-def _visiting(model: ComponentModel, visit: Visit) -> Iterator[None]:
-    """Calls `visit` at every site of a forward pass."""
-
-    def entering(layer: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-            value = visit("residual", layer, args[0] if args else kwargs["hidden_states"])
-            if value is None:
-                return None
-            return ((value, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": value})
-
-        return hook
-
-    def before(site: Site, layer: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple) -> Any:
-            value = visit(site, layer, args[0])
-            return None if value is None else (value, *args[1:])
-
-        return hook
-
-    def after(site: Site, layer: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple, out: Tensor) -> Any:
-            return visit(site, layer, out)
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        for block in model.blocks:
-            for handle in (
-                block.layer.register_forward_pre_hook(entering(block.index), with_kwargs=True),
-                block.output.register_forward_pre_hook(before("head", block.index)),
-                block.output.register_forward_hook(after("attention", block.index)),
-                block.mlp.register_forward_hook(after("mlp", block.index)),
-            ):
-                stack.callback(handle.remove)
-        final = model.hf.get_submodule(model.arch.final_norm)
-        handle = final.register_forward_pre_hook(before("residual", len(model.blocks)))
-        stack.callback(handle.remove)
-        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -237,10 +238,20 @@ class ComponentModel:
         """The graph's sources and slots [pair src], [pair dst] out of all that a run computes."""
         return sources, slots
 
-    def pruning_state(self, batch: Batch, ablation: Ablation) -> PruningState:
-        """The whole model's run on a batch, kept for runs of circuits that shrink. Not for models with features."""
+    def pruning_state(self, batch: Batch, ablation: Ablation, denoise: bool = False) -> PruningState:
+        """The whole model's run on a batch, kept for runs of circuits that shrink. Not for models with features.
+
+        denoise: the run that gives ablated values instead, whose own ablated values are the clean ones.
+        """
         with session(self.hf, self.arch, self.blocks), torch.no_grad():
-            return PruningState(self.blocks, self.topology, self._recorded(self._prepare(batch, ablation)))
+            state = self._prepare(batch, ablation)
+            recorded = self._recorded(state)
+            if denoise:
+                seen = self.ablated_pass(state)
+                baseline = recorded_baseline(self.blocks, recorded.clean, self.dtype)
+                change = differences(self.blocks, seen, baseline, self.dtype)
+                recorded = replace(recorded, clean=seen, baseline=baseline, differences=change)
+            return PruningState(self.blocks, self.topology, recorded)
 
     def unembed(self, stream: Float[Tensor, "mask read d_model"]) -> Float[Tensor, "mask read vocab"]:
         """Logits of what the final norm reads."""

@@ -9,7 +9,7 @@ effect on its receiver.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from discovery.batch import Batch
 from discovery.component_model import ComponentModel
 from discovery.heat_map import Direction
 from discovery.measure import FlatMetric
+from discovery.patch_donors import check_ablation, nothing_kept
 from discovery.pruning_plan import changed_by
 from discovery.pruning_run import PruningRun
 from discovery.recording import session
@@ -106,14 +107,15 @@ def patch_paths(
 ) -> PathPatching:
     """Patches every path on its own, on all pairs.
 
-    Raises BadPath for an edge that the graph lacks, ValueError for denoising under an ablation other than counterfactual,
-    FlatMetric when the metric is the same on clean and corrupt prompts.
+    noising: the path's source has its ablated value, in the clean run; denoising: its clean value, in the run that gives
+    ablated ones. Raises BadPath for an edge that the graph lacks, ValueError for denoising where there is no such run (an
+    ablation by constants, prompts of unequal length), FlatMetric when the metric is the same on clean and corrupt prompts.
     """
     if not workload.pair_count or not paths:
         raise ValueError("path patching needs at least one pair of prompts and one path")
-    if direction == "denoising" and workload.ablation.kind != "counterfactual":
-        raise ValueError(f"denoising swaps clean and corrupt prompts: it has no {workload.ablation.kind!r} ablation")
-    if direction == "denoising" and any(batch.corrupt_mask is not None for batch in workload.batches):
+    check_ablation(workload.ablation, direction, "paths")
+    swapped = workload.ablation.kind == "counterfactual"
+    if direction == "denoising" and swapped and any(batch.corrupt_mask is not None for batch in workload.batches):
         raise ValueError(
             "denoising needs clean and corrupt prompts of equal length: leave the others out, or use noising"
         )
@@ -184,21 +186,17 @@ def _patched(
     direction: Direction,
 ) -> Float[torch.Tensor, "run pair"]:
     """The metric of the base run, of the other one, and of every path; float64, on the CPU."""
-    metric, reference = workload.metric, None
-    if metric.needs_reference:
-        reference = model.full_logits(batch)  # of the clean prompts, in either direction
-    if direction == "denoising":
-        batch = replace(batch, clean=batch.corrupt, corrupt=batch.clean)
-    logits = model.full_logits(batch)
-    state = model.pruning_state(batch, workload.ablation)
+    metric, denoise = workload.metric, direction == "denoising"
+    clean, ablated = model.full_logits(batch), nothing_kept(model, batch, workload.ablation)
+    logits, other = (ablated, clean) if denoise else (clean, ablated)
+    state = model.pruning_state(batch, workload.ablation, denoise)
     moved = batch.to(logits.device)
 
     def measured(logits: torch.Tensor) -> torch.Tensor:
-        return metric.compute(logits, moved, reference).cpu().double()
+        return metric.compute(logits, moved, clean if metric.needs_reference else None).cpu().double()
 
     pieces = []
     with session(model.hf, model.arch, model.blocks), torch.no_grad():
-        other = model.run(batch, torch.zeros(model.topology.possible.shape), workload.ablation)
         for keep, onward in zip(masks, flow, strict=True):
             run = PruningRun(state, keep[None], onward[None])
             pieces.append(measured(model.unembed(run.final_stream())[0] if run.reaches_logits else logits))

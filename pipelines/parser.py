@@ -196,7 +196,8 @@ def _add_validate(commands: argparse._SubParsersAction, name: str) -> None:
 
 def _add_patch(commands: argparse._SubParsersAction, name: str) -> None:
     parser = _command(commands, name, "patch nodes instead of edges, and draw heat maps")
-    add_flags(parser, ("model", "task", "batch_size", "seed", "out"), leave_out=("--spans",))
+    sections = ("model", "task", "ablation", "ablating", "batch_size", "seed", "out")
+    add_flags(parser, sections, leave_out=("--spans",))
     parser.add_argument(
         "--what", default=",".join(MAPS), metavar="W,...", help=f"which maps (default: {','.join(MAPS)})"
     )
@@ -204,7 +205,7 @@ def _add_patch(commands: argparse._SubParsersAction, name: str) -> None:
         "--method", choices=("activation", "attribution"), default="activation", help="run, or gradient"
     )
     parser.add_argument(
-        "--direction", choices=("denoising", "noising"), default="denoising", help="clean into corrupt, or back"
+        "--direction", choices=("denoising", "noising"), default="denoising", help="clean into ablated, or back"
     )
     parser.add_argument(
         "--path", action="append", default=[], metavar="P",

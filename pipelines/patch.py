@@ -40,8 +40,11 @@ def patch(config: RunConfig, what: tuple[str, ...], method: str, direction: str)
     for name in what:
         if name not in MAPS:
             raise ConfigError(f"--what {name}: there is no such map (maps: {', '.join(MAPS)})")
+    from discovery.ablation import Ablation
     from discovery.activation_patching import patch_nodes
+    from discovery.patch_donors import check_ablation
 
+    check_ablation(Ablation(config.ablation), "noising" if direction == "noising" else "denoising", "nodes")
     # Nothing is chosen by these numbers, so nothing needs to be held out.
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, holdout=0.0))
     clock = Clock()
@@ -60,6 +63,7 @@ def patch(config: RunConfig, what: tuple[str, ...], method: str, direction: str)
     store = RunStore(config.out or default_directory(config, f"{method}-patching-{direction}"))
     paths = [store.write_json(PATCH, found.to_json() | _record(config, inputs, clock))]
     title = f"{task.name} in {model_title(config.model)}: {method} patching, {direction}"
+    title += "" if config.ablation == "counterfactual" else f" ({config.ablation})"
     return paths + [
         store.write_bytes(f"patch-{name}.svg", _picture(found, one, title)) for name, one in zip(what, found.maps)
     ]
@@ -71,7 +75,10 @@ def patch_paths(config: RunConfig, paths: tuple[str, ...], direction: str) -> tu
     Raises BadPath for what is no path here.
     """
     from discovery import path_patching
+    from discovery.ablation import Ablation
+    from discovery.patch_donors import check_ablation
 
+    check_ablation(Ablation(config.ablation), "noising" if direction == "noising" else "denoising", "paths")
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, holdout=0.0))
     wanted = [path_patching.Path.parse(text) for text in paths]
     clock = Clock()

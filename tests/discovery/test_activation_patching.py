@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from functools import cache
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from discovery.ablation import COUNTERFACTUAL, ZERO
+from discovery.ablation import COUNTERFACTUAL, ZERO, Ablation, AblationKind
 from discovery.activation_patching import patch_nodes
 from discovery.batch import Batch
 from discovery.batches import make_batches
 from discovery.component_model import ComponentModel
-from discovery.heat_map import DIRECTIONS, PATCH_METHODS, SITES, Direction, HeatMap, NodePatching
+from discovery.embedding_noise import noisy_embeddings
+from discovery.heat_map import DIRECTIONS, PATCH_METHODS, SITES, Direction, HeatMap, NodePatching, PatchMethod
 from discovery.measure import FlatMetric
 from discovery.metrics import METRICS
+from discovery.preparation import AblationSettings, prepare_ablation
+from discovery.resampling import with_donors
 from discovery.task import PromptPair
 from discovery.workload import Workload
 from graphs.node import NodeId
@@ -74,15 +78,24 @@ def place(model: ComponentModel, family: str, site: str, layer: int) -> tuple[to
 
 
 def plain_cell(
-    model: ComponentModel, family: str, batch: Batch, node: str, metric: str, direction: Direction
+    model: ComponentModel,
+    family: str,
+    batch: Batch,
+    node: str,
+    metric: str,
+    direction: Direction,
+    value: torch.Tensor | None = None,
 ) -> float | None:
-    """The metric of a batch of a single pair with one node patched; None where the prompt has no such position."""
+    """The metric of a batch of a single pair with one node patched; None where the prompt has no such position.
+
+    value: what is put in, for the whole site (default: what is there in the other run).
+    """
     base, donor = (batch.clean, batch.corrupt) if direction == "noising" else (batch.corrupt, batch.clean)
     is_attention = node.startswith("a") and "." not in node
     name = NodeId.parse(node.replace("a", "m")) if is_attention else NodeId.parse(node)
     site = "attention" if is_attention else name.kind
     module, is_input = place(model, family, site, name.layer)
-    stored: list[torch.Tensor] = []
+    stored: list[torch.Tensor] = [] if value is None else [value]
     length = int(batch.positions[batch.read_row[batch.pair_read[0]], batch.read_column[batch.pair_read[0]]]) + 1
     position = name.position
     if position is not None:
@@ -105,7 +118,7 @@ def plain_cell(
             value[row, column] = stored[0][row, column]
         return (value, *args[1:]) if is_input else value
 
-    for hook, tokens in ((store, donor), (change, base)):
+    for hook, tokens in ((store, donor), (change, base))[value is not None :]:
         handle = module.register_forward_pre_hook(hook) if is_input else module.register_forward_hook(hook)
         logits = forward(model, tokens, batch)
         handle.remove()
@@ -116,11 +129,10 @@ def plain_cell(
 def check_against_plain_loop(family: str, work: Workload, direction: Direction, heat_map: HeatMap, step: int) -> None:
     """Every `step`-th cell."""
     model = component_model(family)
-    singles = [take(batch, [i]) for batch in work.batches for i in range(len(batch))]
     cells = list(np.ndindex(heat_map.values.shape))
     for row, column in cells[::step] + cells[-1:]:
         node = heat_map.names[row][column]
-        found = [plain_cell(model, family, single, node, work.metric.name, direction) for single in singles]
+        found = [plain_cell(model, family, single, node, work.metric.name, direction) for single in singles(work)]
         values = [value for value in found if value is not None]
         assert len(values) == heat_map.pairs[column]
         assert heat_map.values[row, column] == pytest.approx(np.mean(values), abs=2e-4), node
@@ -247,10 +259,119 @@ def test_json_comes_back() -> None:
         NodePatching.from_json({key: value for key, value in content.items() if key != "maps"})
 
 
+CELLS = ("r1@-1", "r3@-2", "a1@-1", "m0@-2", "m2@-1", "a0.h1", "a2.h3")
+
+
+def site_value(model: ComponentModel, family: str, batch: Batch, tokens: torch.Tensor, node: str) -> torch.Tensor:
+    """What is at a node's site in a plain pass."""
+    is_attention = "." not in node and node.startswith("a")
+    name = NodeId.parse(node.replace("a", "m")) if is_attention else NodeId.parse(node)
+    assert name.layer is not None
+    module, is_input = place(model, family, "attention" if is_attention else name.kind, name.layer)
+    stored: list[torch.Tensor] = []
+    handle = (
+        module.register_forward_pre_hook(lambda _m, args: stored.append(args[0]))
+        if is_input
+        else module.register_forward_hook(lambda _m, _a, out: stored.append(out))
+    )
+    forward(model, tokens, batch)
+    handle.remove()
+    return stored[0]
+
+
+def singles(work: Workload) -> list[Batch]:
+    """A batch for each pair."""
+    return [take(batch, [i]) for batch in work.batches for i in range(len(batch))]
+
+
+def cell_values(found: NodePatching) -> dict[str, float]:
+    return {
+        name: float(heat_map.values[row, column])
+        for heat_map in found.maps
+        for row, names in enumerate(heat_map.names)
+        for column, name in enumerate(names)
+    }
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean", "mean-positional"])
+@pytest.mark.parametrize("family", MODULES)
+def test_constants_are_put_into_the_clean_run(family: str, kind: AblationKind) -> None:
+    model, work = component_model(family), workload((5, 7, 5))
+    work = replace(work, ablation=prepare_ablation(model, kind, work.batches))
+    found = patch_nodes(model, work, direction="noising")
+    seen = cell_values(found)
+    for node in CELLS:
+        per_token: dict[int, list[torch.Tensor]] = {}
+        for batch in work.batches:
+            values = site_value(model, family, batch, batch.corrupt, node)
+            for row, column in batch.mask.nonzero().tolist():
+                place_of = int(batch.positions[row, column]) if kind == "mean-positional" else 0
+                per_token.setdefault(place_of, []).append(values[row, column])
+        means = {key: torch.stack(values).mean(0) * (kind != "zero") for key, values in per_token.items()}
+        expected = []
+        for batch in singles(work):
+            index = batch.positions if kind == "mean-positional" else 0 * batch.positions
+            value = torch.stack([torch.stack([means[at] for at in row]) for row in index.tolist()])
+            expected.append(plain_cell(model, family, batch, node, "logit-diff", "noising", value))
+        assert seen[node] == pytest.approx(np.mean(expected), rel=1e-4, abs=1e-4)
+    empty = [model.run(batch, torch.zeros(model.topology.possible.shape), work.ablation) for batch in work.batches]
+    metric = torch.cat([work.metric.compute(logits, batch, None) for logits, batch in zip(empty, work.batches)])
+    assert found.corrupt == pytest.approx(float(metric.mean()), abs=1e-4)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("family", MODULES)
+def test_noise_is_put_in_or_taken_out(family: str, direction: Direction) -> None:
+    model, work = component_model(family), workload((5, 6))
+    ablation = prepare_ablation(model, "noise", work.batches, AblationSettings(noise_scale=1.0))
+    assert ablation.noise is not None
+    seen = cell_values(patch_nodes(model, replace(work, ablation=ablation), direction=direction))
+    for node in CELLS:
+        expected = []
+        for batch in singles(work):
+            base, donor = contextlib.nullcontext(), noisy_embeddings(model.hf, batch, ablation.noise)
+            base, donor = (base, donor) if direction == "noising" else (donor, base)
+            with donor:
+                value = site_value(model, family, batch, batch.clean, node)
+            with base:
+                expected.append(plain_cell(model, family, batch, node, "logit-diff", "noising", value))
+        assert seen[node] == pytest.approx(np.mean(expected), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", PATCH_METHODS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_resampling_is_patching_between_a_prompt_and_its_donor(direction: Direction, method: PatchMethod) -> None:
+    model, work = component_model("llama"), workload((5, 5, 6, 6))
+    ablation = prepare_ablation(model, "resample", work.batches, AblationSettings(seed=1))
+    assert ablation.donors is not None
+    donated = replace(work, batches=tuple(with_donors(batch, ablation.donors) for batch in work.batches))
+    expected = patch_nodes(model, donated, direction=direction, method=method)
+    found = patch_nodes(model, replace(work, ablation=ablation), direction=direction, method=method)
+    assert (found.clean, found.corrupt) == pytest.approx((expected.clean, expected.corrupt))
+    for one, other in zip(found.maps, expected.maps, strict=True):
+        np.testing.assert_allclose(one.values, other.values, rtol=1e-4, atol=1e-4)
+
+
+def test_attribution_of_zeros_is_minus_value_times_gradient() -> None:
+    model, work = component_model("gpt2"), workload((5,))
+    found = patch_nodes(model, replace(work, ablation=ZERO), direction="noising", method="attribution", sites=("mlp",))
+    (batch,), module = work.batches, place(model, "gpt2", "mlp", 1)[0]
+    seen: list[torch.Tensor] = []
+    handle = module.register_forward_hook(lambda _m, _a, out: seen.append(out.requires_grad_()) or seen[0])
+    out = model.hf(batch.clean, attention_mask=batch.mask.long(), position_ids=batch.positions, use_cache=False)
+    handle.remove()
+    value = work.metric.compute(out.logits[batch.read_row, batch.read_column], batch, None).sum()
+    gradient = torch.autograd.grad(value, seen[0])[0]
+    slope = float((gradient * seen[0])[0, -1].sum())
+    assert cell_values(found)["m1@4"] == pytest.approx(float(value) - slope, rel=1e-4, abs=1e-4)
+
+
 def test_what_cannot_be_patched_is_said_in_one_line() -> None:
     model, work = component_model("gpt2"), workload()
-    with pytest.raises(ValueError, match="zero"):
+    with pytest.raises(ValueError, match=r"'zero'.*--direction noising"):
         patch_nodes(model, replace(work, ablation=ZERO))
+    with pytest.raises(ValueError, match="'optimal' has constants for heads and MLPs alone"):
+        patch_nodes(model, replace(work, ablation=Ablation("optimal")), direction="noising")
     with pytest.raises(ValueError, match="accuracy"):
         patch_nodes(model, replace(work, metric=METRICS["accuracy"]), method="attribution")
     with pytest.raises(ValueError, match="no prompt pairs"):

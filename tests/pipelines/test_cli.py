@@ -328,6 +328,31 @@ def test_patch_writes_numbers_and_pictures(
     assert b"<svg" in (out / "patch-heads.svg").read_bytes()
 
 
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+@pytest.mark.parametrize("ablation", ["counterfactual", "zero", "mean", "resample", "noise", "optimal"])
+def test_patch_takes_every_ablation_and_paths(
+    ablation: str, direction: str, model_directory: Path, task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    named = ["patch", "--model", str(model_directory), "--task", str(task_file), "--limit", "4", "--ablation", ablation]
+    named += ["--direction", direction, "--learning-steps", "1", "--out", str(tmp_path / "run")]
+    path = "a0.h1->a2.h0<q>->logits"
+    is_run = ablation in ("counterfactual", "resample", "noise")
+    fits = is_run or direction == "noising"
+    assert main([*named, "--path", path, "--path", "m1->logits"]) == (0 if fits else 2)
+    said = capsys.readouterr()
+    if fits:
+        content = json.loads((tmp_path / "run" / "patch.json").read_text())
+        assert [one["path"] for one in content["paths"]] == [path, "m1->logits"]
+        assert content["settings"]["ablation"] == ablation and path in said.out
+    else:
+        assert "--direction noising for paths" in said.err and said.err.count("\n") == 1
+    fits = fits and ablation != "optimal"
+    assert main([*named, "--what", "heads"]) == (0 if fits else 2)
+    if fits:
+        (heads,) = json.loads((tmp_path / "run" / "patch.json").read_text())["maps"]
+        assert np.isfinite(np.array(heads["values"], dtype=float)).all()
+
+
 @pytest.mark.skipif(not model_directory().is_dir(), reason="the embedded model is not in this checkout")
 def test_discover_without_arguments_finds_the_embedded_models_ioi_circuit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
