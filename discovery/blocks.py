@@ -54,6 +54,10 @@ class Norm:
         """x less its mean for a LayerNorm, x itself for an RMSNorm."""
         return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
 
+    def centre_(self, x: Tensor) -> Tensor:
+        """`centre`, written over x."""
+        return x.sub_(x.mean(-1, keepdim=True)) if self.kind == "layer" else x
+
     def inverse_scale(self, centred: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row 1"]:
         """1 / sqrt(mean square + eps) of a centred input."""
         eps = getattr(self.module, "eps", None) or getattr(self.module, "variance_epsilon", 0.0)
@@ -108,7 +112,8 @@ class Block:
     def _sizes(self) -> tuple[int, int, int]:
         return self.heads, self.kv_heads, self.kv_heads
 
-    def _native_weight(self, port: Port) -> Float[Tensor, "head d_head d_model"]:
+    def native_weight(self, port: Port) -> Float[Tensor, "head d_head d_model"]:
+        """Projection weights as the model has them: those of a key/value head once for all the heads that share it."""
         which = PORTS.index(port)
         sizes = self._sizes()
         if self.layout == "separate":
@@ -132,7 +137,7 @@ class Block:
 
     def weight(self, port: Port) -> Float[Tensor, "slot d_head d_model"]:
         """Projection weights per slot: projected = weight @ normed input + bias."""
-        return self._per_slot(port, self._native_weight(port))
+        return self._per_slot(port, self.native_weight(port))
 
     def bias(self, port: Port) -> Float[Tensor, "slot d_head"] | None:
         """Projection biases per slot."""

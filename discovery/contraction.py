@@ -101,10 +101,10 @@ def head_constants(block: Block, dtype: torch.dtype) -> list[Float[Tensor, "_ d_
 
 def _constant(block: Block, port: Port, norm: Norm, dtype: torch.dtype) -> Tensor:
     """What a slot puts out at a normed input of zero, plus the norm's own constant: [slot d_head]."""
-    weight = block.weight(port).to(dtype)
     bias = block.bias(port)
-    constant = torch.zeros(weight.shape[:2], dtype=dtype, device=weight.device) if bias is None else bias.to(dtype)
-    return constant if norm.bias is None else constant + weight @ norm.bias.to(dtype)
+    slots = block.heads if port == "q" else block.kv_slots
+    constant = norm.weight.new_zeros((slots, block.d_head), dtype=dtype) if bias is None else bias.to(dtype)
+    return constant if norm.bias is None else constant + block.weight(port).to(dtype) @ norm.bias.to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ def _contract_columns(
 
     for block in blocks:
         before = seen
-        score(expand(head_readers(block, wide.dtype), gradients.heads[block.index], columns), before)
+        score(expand(head_readers(block), gradients.heads[block.index], columns, block.attention_norm), before)
         difference = differences.heads[block.index][:, columns]
         writers = head_writers(block, wide.dtype)
         flat = difference.permute(2, 0, 1, 3).flatten(1, 2).to(writers.device)
@@ -194,7 +194,6 @@ def _contract_columns(
     score(gradients.final[None, :, columns], seen)
 
 
-def head_readers(block: Block, dtype: torch.dtype) -> list[Tensor]:
-    """Per port what carries a gradient at the projection's output to the residual stream, but for the norm's scale."""
-    norm, weights = block.attention_norm, [block.weight(port).to(dtype) for port in PORTS]
-    return weights if norm is None else [norm.centre(weight * norm.weight.to(dtype)) for weight in weights]
+def head_readers(block: Block) -> list[Float[Tensor, "_ d_head d_model"]]:
+    """Per port what carries a gradient at the projection's output to the norm's (see `expand`): views of the weights."""
+    return [block.native_weight(port) for port in PORTS]

@@ -5,8 +5,8 @@ and c the norm's weight and bias and P the centring:
 
     d/dx = r P(w * W^T g) - x' (r^2 / d_model) ((o - b - W c) . g)
 
-so that the only wide product per reader is (P(w * W^T)) (r g), made when it is needed; r g is summed over integration
-points before that. The inverse scale and the second factor never need the per-reader normed input.
+so that the only wide product per reader is W^T (r g), made when it is needed; r g is summed over integration points
+before that. The inverse scale and the second factor never need the per-reader normed input.
 """
 
 from __future__ import annotations
@@ -66,17 +66,30 @@ def narrow_gradients(
 
 
 def expand(
-    readers: Sequence[Float[Tensor, "_ d_head d_model"]], gradients: NarrowGradients, columns: slice
+    readers: Sequence[Float[Tensor, "_ d_head d_model"]],
+    gradients: NarrowGradients,
+    columns: slice,
+    norm: Norm | None = None,
 ) -> Float[Tensor, "slots row pos d_model"]:
-    """The gradients at the residual stream, at some positions. readers: P(w * W) of every group, W where there is no norm."""
+    """The gradients at the residual stream, at some positions.
+
+    readers: W of every group, in any type; one that serves several slots (a key/value head) stands once for them all.
+    norm: the one in front, where the readers do not hold its weight and centring. They are applied to the products: nothing
+    is made of a layer's weights but, where they are stored in half precision, one group's copy at a time.
+    """
     rows, width = gradients.narrow[0][:, columns].shape[:2]
-    slots = sum(reader.shape[0] for reader in readers)
+    slots = sum(narrow.shape[2] for narrow in gradients.narrow)
     wide = gradients.narrow[0].new_empty((slots, rows * width, readers[0].shape[-1]))
     first = 0
     for narrow, reader in zip(gradients.narrow, readers, strict=True):
-        flat = narrow[:, columns].permute(2, 0, 1, 3).flatten(1, 2)
-        torch.bmm(flat, reader, out=wide[first : first + reader.shape[0]])
-        first += reader.shape[0]
+        served = narrow.shape[2]
+        places = served // max(1, len(reader)) * rows * width
+        flat = narrow[:, columns].permute(2, 0, 1, 3).reshape(len(reader), places, narrow.shape[-1])
+        out = wide[first : first + served].view(len(reader), places, wide.shape[-1])
+        torch.bmm(flat, reader.to(wide.dtype), out=out)
+        first += served
+    if norm is not None:
+        norm.centre_(wide.mul_(norm.weight.to(wide.dtype)))
     wide = wide.unflatten(1, (rows, width))
     for centred, factor in gradients.corrections:
         wide.addcmul_(factor[:, columns].permute(2, 0, 1).unsqueeze(-1), centred[:, columns], value=-1)

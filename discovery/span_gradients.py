@@ -162,12 +162,12 @@ class SpanContraction:
 
     def _attend(self, block: Block, span: int, columns: _Columns, wide: Tensor, slot: int) -> int:
         """Adds what heads read at a span; gives the number of the first slot behind them."""
-        readers, stop = head_readers(block, wide.dtype), slot + block.heads + 2 * block.kv_slots
+        readers, stop = head_readers(block), slot + block.heads + 2 * block.kv_slots
         for looking, gradients in self._gradients.heads[block.index].items():
             if not self._spans.sees[looking, span]:
                 continue
             ports = slice(0 if looking == span else 1, 3)  # queries are made of the head's own span alone
-            slots = expand(readers[ports], columns.gradients(gradients, ports), slice(None))
+            slots = expand(readers[ports], columns.gradients(gradients, ports), slice(None), block.attention_norm)
             first = stop - slots.shape[0]
             self._scores[:, : len(wide), span, first:stop, looking] += self._product(wide, slots)
         return stop
