@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -71,12 +72,18 @@ class Batch:
         return self.corrupt_mask, positions_of(self.corrupt_mask)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device (itself when it is there already)."""
+        """The same batch on a device (itself when it is there already); copied once, however often it is asked for."""
         if self.clean.device == torch.device(device):
             return self
-        named = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: value.to(device) for name, value in named.items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        copies = _copies.setdefault(self, {})
+        if torch.device(device) not in copies:
+            named = {f.name: getattr(self, f.name) for f in fields(self)}
+            moved: dict[str, Any] = {name: part.to(device) for name, part in named.items() if isinstance(part, Tensor)}
+            copies[torch.device(device)] = replace(self, **moved)
+        return copies[torch.device(device)]
+
+
+_copies: WeakKeyDictionary[Batch, dict[torch.device, Batch]] = WeakKeyDictionary()
 
 
 def positions_of(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:

@@ -33,6 +33,11 @@ class BatchState:
     """The clean pass, where another ablation of the same prompts recorded it."""
     full_logits: Tensor | None = None
 
+    @property
+    def first_read(self) -> int:
+        """The first column that is read, from `start` on; known without asking the device."""
+        return int(self.key.read_column.min()) - self.start
+
 
 def corrupt_sequences(batch: Batch) -> Sequences:
     """The corrupt prompts, from their first column on."""

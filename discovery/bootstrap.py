@@ -8,12 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.distributed import summed
+from discovery.memory import RESAMPLES_BYTES
 from discovery.statistics import resample_counts
 from discovery.workload import Workload
 from graphs.topology import Topology
 
-_BYTES = 2**28
-"""What the tables of all resamples may take; larger graphs get fewer resamples."""
+_PAIRS = 8
+"""Pairs that are taken in at a time: the copy of their scores without impossible edges must stay small."""
 
 
 class Resamples:
@@ -29,7 +30,7 @@ class Resamples:
         self._possible = torch.from_numpy(topology.possible)
         self._workload = workload
         self._seen = 0
-        count = min(count, max(2, _BYTES // (4 * topology.edge_count)))
+        count = min(count, max(2, RESAMPLES_BYTES // (4 * topology.edge_count)))
         pairs = workload.pair_count
         self._weights = torch.from_numpy(resample_counts(pairs, count, seed) / pairs).float()
         self._tables: Tensor | None = None
@@ -41,10 +42,12 @@ class Resamples:
     def add(self, number: int, scores: Float[Tensor, "pair src *dst"]) -> None:
         """Takes in the scores of a batch's pairs: [pair src dst], or [pair src] of nodes."""
         places = [self._place[index] for index in self._workload.batches[number].indices]
-        flat = (scores if scores.ndim == 2 else scores[:, self._possible]).float().cpu()
-        if self._tables is None:
-            self._tables = flat.new_zeros(len(self._weights), flat.shape[1])
-        self._tables.addmm_(self._weights[:, places], flat)
+        for start in range(0, len(places), _PAIRS):
+            some = scores[start : start + _PAIRS]
+            flat = (some if some.ndim == 2 else some[:, self._possible]).float().cpu()
+            if self._tables is None:
+                self._tables = flat.new_zeros(len(self._weights), flat.shape[1])
+            self._tables.addmm_(self._weights[:, places[start : start + _PAIRS]], flat)
         self._seen += len(places)
 
     def tables(self) -> Float[np.ndarray, "resample place"] | None:

@@ -101,8 +101,7 @@ class ComponentModel:
         state = self._state if self._state is not None and self._state.key is batch else None
         if state is not None and state.full_logits is not None:
             return state.full_logits
-        moved = batch.to(self.device)
-        first = int(moved.read_column.min())
+        moved, first = batch.to(self.device), int(batch.read_column.min())
         with session(self.hf, self.arch, ()), torch.no_grad():
             logits = self.hf(
                 input_ids=moved.clean,
@@ -267,12 +266,12 @@ class ComponentModel:
         state = self._state
         if state is not None and state.key is batch and state.ablation == ablation:
             return state
-        moved = batch.to(self.device)
-        if ablation.donors is not None:
-            moved = with_donors(moved, ablation.donors)
-        if ablation.swaps_prompts and moved.corrupt_mask is not None and moved.alignment is None:
+        # What is read off the batch is read where the caller holds it: a device is never waited for.
+        own = batch if ablation.donors is None else with_donors(batch, ablation.donors)
+        if ablation.swaps_prompts and own.corrupt_mask is not None and own.alignment is None:
             raise ValueError(f"ablation {ablation.kind!r} needs clean and corrupt prompts of equal length, or spans")
-        start = shared_columns(moved) if self.share_prefix and ablation.swaps_prompts else 0
+        start = shared_columns(own) if self.share_prefix and ablation.swaps_prompts else 0
+        moved = own.to(self.device)
         cache = prefix_cache(self.hf, self.blocks, moved, start) if start else None
 
         def suffix(tokens: Tensor) -> Sequences:

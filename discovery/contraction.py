@@ -16,12 +16,10 @@ from torch import Tensor
 from discovery.blocks import Block, Norm
 from discovery.feature_gradients import FeatureGradients
 from discovery.feature_layer import NO_FEATURES, FeatureLayers
+from discovery.memory import chunk_columns
 from discovery.narrow_gradients import NarrowGradients, expand, narrow_gradients, over_points, through_norm
 from discovery.recording import Activations
 from graphs.node import PORTS, Port
-
-# Source differences are wide (sources x tokens x d_model): columns are taken in chunks that stay under this many bytes.
-CHUNK_BYTES = 256 * 2**20
 
 
 class SlotGradients:
@@ -134,12 +132,12 @@ def contract(
     features: FeatureLayers = NO_FEATURES,
 ) -> Float[Tensor, "row src dst"]:
     """Sum over positions and d_model of source difference times slot gradient, for every row, source and slot."""
-    rows, width, d_model = differences.entry.shape
+    rows, width, _ = differences.entry.shape
     nodes = sum(len(layer.chosen) for layer in features.values()) + len(blocks)
     sources = 1 + sum(block.heads for block in blocks) + nodes
     targets = 1 + sum(block.heads + 2 * block.kv_slots for block in blocks) + nodes
-    item = differences.entry.element_size()
-    step = max(1, min(width, CHUNK_BYTES // (sources * rows * d_model * item)))
+    # Source differences are wide (sources x tokens x d_model): columns are taken in chunks.
+    step = chunk_columns(width, sources * differences.entry[:, :1].nbytes, differences.entry.device)
     scores = differences.entry.new_zeros((rows, sources, targets))
     for first in range(0, width, step):
         columns = slice(first, min(first + step, width))

@@ -12,6 +12,7 @@ from discovery.activations import Activations, Held
 from discovery.baseline import recorded_baseline, scaled_mixes
 from discovery.batch_state import BatchState
 from discovery.contraction import head_writers
+from discovery.memory import points_per_pass
 from discovery.metrics import Metric
 from discovery.model import Point, Sublayer
 from discovery.rules import Rules
@@ -47,7 +48,8 @@ class GradientPasses:
             assert seen.logits is not None
             logits = seen.logits.to(model.dtype).unflatten(0, (len(group), -1))
             value = metric.compute(logits, state.batch, reference).sum(-1)
-            weights = torch.tensor([point.weight for point in group], dtype=model.dtype, device=value.device)
+            weights = torch.tensor([point.weight for point in group], dtype=model.dtype)
+            weights = weights.to(value.device, non_blocking=True)
             take(seen, (weights * value).sum(), len(group))
             if end == "clean":
                 self.clean = seen
@@ -69,8 +71,11 @@ class GradientPasses:
         """Points that share a pass. The ends come first and alone: their passes also record the source values."""
         ends = [point for point in points if self._end(point)]
         between = [point for point in points if not self._end(point)]
+        tokens = self._state.clean_sequences.tokens
         limit = _TOKENS_PER_PASS if self._model.device.type == "cpu" else _TOKENS_PER_PASS_ON_ACCELERATOR
-        size = max(1, limit // self._state.clean_sequences.tokens.numel())
+        size = max(1, min(len(between), limit // tokens.numel()))
+        if size > 1:
+            size = points_per_pass(self._model, tokens.shape[0], tokens.shape[1], size)
         yield from ([point] for point in sorted(ends, key=lambda point: point.alpha))
         yield from (between[i : i + size] for i in range(0, len(between), size))
 
@@ -86,7 +91,13 @@ class GradientPasses:
             rows, columns = (offsets[:, None] + rows).flatten(), columns.repeat(len(group))
             sequences = sequences.repeat(len(group))
         return self._model.record(
-            sequences, gradients=True, entry=entry, held=held, reads=(rows, columns), rules=self._rules
+            sequences,
+            gradients=True,
+            entry=entry,
+            held=held,
+            reads=(rows, columns),
+            first_read=state.first_read,
+            rules=self._rules,
         )
 
     def _between(self, group: Sequence[Point]) -> tuple[Tensor, list[Held]]:

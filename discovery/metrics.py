@@ -6,6 +6,7 @@ An answer of several tokens counts by the sum of its tokens' log-probabilities.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,8 +46,7 @@ def logit_diff(
     """
     right = batch.candidate_right
     counts = [_per_pair(side.float(), batch) for side in (right, ~right)]
-    if bool((torch.minimum(*counts) == 0).any()):
-        raise BadTask("metric logit-diff compares right with wrong answers, and a pair has none of one; use log-prob")
+    _check_both_sides(batch, counts)
     if len(batch.step_token) == len(
         batch.candidate_pair
     ):  # single tokens only: no need to look at the whole vocabulary
@@ -56,6 +56,19 @@ def logit_diff(
         scores = log_probabilities(logits, batch)
     share = torch.where(right, 1 / counts[0][batch.candidate_pair], -1 / counts[1][batch.candidate_pair])
     return _per_pair(scores * share.to(scores.dtype), batch)
+
+
+_checked: weakref.WeakSet[Batch] = weakref.WeakSet()
+
+
+def _check_both_sides(batch: Batch, counts: list[Float[Tensor, " pair"]]) -> None:
+    """Once for a batch, since it means waiting for the device."""
+    if batch not in _checked:
+        if bool((torch.minimum(*counts) == 0).any()):
+            raise BadTask(
+                "metric logit-diff compares right with wrong answers, and a pair has none of one; use log-prob"
+            )
+        _checked.add(batch)
 
 
 def prob_diff(
@@ -70,12 +83,13 @@ def log_prob(
     logits: Float[Tensor, "*mask read vocab"], batch: Batch, reference: Tensor | None = None
 ) -> Float[Tensor, "*mask pair"]:
     """Logarithm of the summed probability of the right answers."""
-    scores = log_probabilities(logits, batch)[..., batch.candidate_right]
-    pair = batch.candidate_pair[batch.candidate_right]
+    scores, right, pair = log_probabilities(logits, batch), batch.candidate_right, batch.candidate_pair
     lowest = torch.finfo(scores.dtype).min
-    largest = scores.detach().new_full((*scores.shape[:-1], len(batch)), lowest)
-    largest = largest.scatter_reduce(-1, pair.expand(scores.shape), scores.detach().clamp(min=lowest), "amax")
-    relative = (scores - largest[..., pair]).exp()
+    known = torch.where(right, scores.detach().clamp(min=lowest), lowest)
+    largest = known.new_full((*scores.shape[:-1], len(batch)), lowest)
+    largest = largest.scatter_reduce(-1, pair.expand(scores.shape), known, "amax")
+    # The inner choice keeps a wrong answer that is far likelier out of the exponential, where it would overflow.
+    relative = torch.where(right, torch.where(right, scores - largest[..., pair], 0).exp(), 0)
     summed = torch.zeros_like(largest).index_add(-1, pair, relative)
     return summed.log() + largest
 

@@ -43,7 +43,13 @@ class NodePass:
         reads = (state.batch.read_row, state.batch.read_column - state.start)
         with torch.enable_grad():
             self.seen: Activations = model.record(
-                state.clean_sequences, gradients=True, reads=reads, outputs=True, neurons=neurons, switch=self.switch
+                state.clean_sequences,
+                gradients=True,
+                reads=reads,
+                first_read=state.first_read,
+                outputs=True,
+                neurons=neurons,
+                switch=self.switch,
             )
             assert self.seen.logits is not None
             self.value = metric.compute(self.seen.logits.to(model.dtype), state.batch, reference).sum()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from discovery.ablation import Ablation
 from discovery.batch import Batch
+from discovery.memory import free_memory
 from discovery.metrics import Metric
 from discovery.model import PatchableModel
 
@@ -18,6 +19,7 @@ from discovery.model import PatchableModel
 # is slower (GPT-2 small's shape and smaller: caches); accelerators take more, because small runs leave them idle.
 _VECTORS_PER_RUN = 2**16
 _VECTORS_PER_RUN_ON_ACCELERATOR = 2**22
+_BYTES_PER_VECTOR = 4 * 8192  # of a wide model: what this makes of free memory is never too much
 _LOGITS_PER_RUN = 2**26  # 256 MiB in float32
 
 
@@ -61,5 +63,9 @@ def auto_masks_per_run(batch: Batch, full: Float[Tensor, "read vocab"], vectors_
     full: the untouched model's logits. vectors_per_token: vectors that one mask's run holds at each token.
     """
     vectors = batch.clean.numel() * vectors_per_token
-    budget = _VECTORS_PER_RUN if full.device.type == "cpu" else _VECTORS_PER_RUN_ON_ACCELERATOR
+    budget = _VECTORS_PER_RUN
+    if full.device.type != "cpu":
+        free = free_memory(full.device)
+        room = _VECTORS_PER_RUN_ON_ACCELERATOR if free is None else free // (2 * _BYTES_PER_VECTOR)
+        budget = min(room, _VECTORS_PER_RUN_ON_ACCELERATOR)
     return max(1, min(budget // max(vectors, 1), _LOGITS_PER_RUN // max(full.numel(), 1), 256))

@@ -83,6 +83,7 @@ def record_pass(
     entry: Tensor | None = None,
     held: Sequence[Held] = (),
     reads: tuple[Int[Tensor, " read"], Int[Tensor, " read"]] | None = None,
+    first_read: int | None = None,
     patterns: bool = False,
     rules: Rules = PLAIN,
     outputs: bool = False,
@@ -93,7 +94,8 @@ def record_pass(
 
     gradients: make the slots (projection outputs, MLP inputs, final norm input) differentiable.
     entry: replaces the residual stream before block 0. held: replaces what sublayers write in some rows.
-    reads: (rows, columns from `start`) where logits are wanted. rules: what gradients count as constant.
+    reads: (rows, columns from `start`) where logits are wanted; first_read: the first of the columns, where it is known
+    without asking the device. rules: what gradients count as constant.
     outputs: record what attentions write too, and have the entry be differentiable; neurons: the MLPs' neurons as well.
     switch: has gradients stop at a layer's outputs.
     patterns: record attention probabilities too; the library's eager attention, which gives them, is used for the pass.
@@ -126,7 +128,7 @@ def record_pass(
         if reads is None:
             model.base_model(**arguments)
         else:
-            first = int(reads[1].min())
+            first = int(reads[1].min()) if first_read is None else first_read
             logits = model(**arguments, logits_to_keep=width - first).logits
             seen.logits = logits[reads[0], reads[1] - first]
     return seen

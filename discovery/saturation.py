@@ -17,8 +17,9 @@ from torch import Tensor
 
 from discovery.activations import Activations, Sequences, copy_cache
 from discovery.blocks import Block, Projected
-from discovery.contraction import CHUNK_BYTES, SourceDifferences, head_writers
+from discovery.contraction import SourceDifferences, head_writers
 from discovery.feature_layer import FeatureLayers
+from discovery.memory import chunk_columns
 from discovery.recording import override, replay
 
 Sharp = Literal["q", "k"]
@@ -82,7 +83,7 @@ class Saturation:
         """By port, what every source's change does through each query and key slot of a block, one edge at a time."""
         stream = self._seen.attention_in[block.index].detach().to(self._dtype)
         found: dict[Sharp, list[Tensor]] = {"q": [], "k": []}
-        size = max(1, CHUNK_BYTES // (_COPIES * stream.numel() * stream.element_size()))
+        size = chunk_columns(sum(map(len, sources)), _COPIES * stream.nbytes, stream.device)
         for piece in (piece for written in sources for piece in written.split(size)):
             patched = (stream - piece.to(stream.device)).flatten(0, 1)
             normed = patched if block.attention_norm is None else block.attention_norm(patched)

@@ -23,6 +23,10 @@ OnBatch = Callable[[int, Tensor], None]
 """Called with a batch's number and its pairs' own scores [pair src dst], float32 on the CPU, after each batch."""
 
 
+_VALUES = 2**18
+"""Numbers that `Moments` looks at in one go: beside its two tables it needs next to nothing, however large the graph."""
+
+
 class Moments:
     """Running mean and spread over pairs, in float64, whatever the sizes of the pieces (Chan et al. 1979)."""
 
@@ -36,14 +40,16 @@ class Moments:
         new = len(scores)
         if not new:
             return
-        mean = scores.mean(0, dtype=torch.float64)
-        squares = torch.zeros_like(mean)
-        for pair in scores:  # one pair at a time: large graphs have tens of megabytes a pair
-            squares += (pair - mean).square_()
+        if not self.count:
+            self._mean, self._squares = (scores.new_zeros(scores.shape[1:], dtype=torch.float64) for _ in range(2))
         total = self.count + new
-        step = mean - self._mean
-        self._mean = self._mean + step * (new / total)
-        self._squares = self._squares + squares + step.square() * (self.count * new / total)
+        pieces = (table.flatten().split(max(1, _VALUES // new)) for table in (self._mean, self._squares))
+        for mean, squares, some in zip(*pieces, scores.flatten(1).split(max(1, _VALUES // new), 1), strict=True):
+            some = some.to(torch.float64)
+            own = some.mean(0)
+            step = own - mean
+            mean += step * (new / total)
+            squares += (some - own).square_().sum(0) + step.square_() * (self.count * new / total)
         self.count = total
 
     def join(self) -> None:
@@ -121,6 +127,7 @@ def mean_scores(
             moments.add(scores)
             if on_batch is not None:
                 on_batch(number, scores)
+            del scores  # before the next batch's passes: large graphs have tens of megabytes a pair
             bar.update(len(batch))
     moments.join()
     return moments.scores(method)

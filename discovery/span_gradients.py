@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discovery.blocks import Block
-from discovery.contraction import CHUNK_BYTES, SourceDifferences, head_constants, head_readers, head_writers
+from discovery.contraction import SourceDifferences, head_constants, head_readers, head_writers
+from discovery.memory import chunk_columns
 from discovery.narrow_gradients import NarrowGradients, expand, narrow_gradients, over_points, through_norm
 from discovery.recording import Activations
 from discovery.span_places import SpanPlaces
@@ -130,9 +131,8 @@ class SpanContraction:
         """The scores of all edges, in the order of `graphs.span_topology.span_topology`."""
         for span in self._places.present:
             index, real = self._places.columns(span)
-            rows, d_model = index.shape[0], self._differences.entry.shape[-1]
-            item = self._differences.entry.element_size()
-            step = max(1, CHUNK_BYTES // (self._sources * rows * d_model * item))
+            entry = self._differences.entry
+            step = chunk_columns(index.shape[1], self._sources * entry[:, :1].nbytes, entry.device)
             for first in range(0, index.shape[1], step):
                 self._contract(span, _Columns(index[:, first : first + step], real[:, first : first + step]))
         wide = torch.cat([self._scores.flatten(3), self._logits.unsqueeze(-1)], -1)

@@ -13,6 +13,8 @@ from graphs.circuit import Circuit
 from graphs.scores import EdgeScores
 from graphs.topology import Topology
 
+_EDGES = 2**16
+"""Edges that are looked at in one go: tables of many draws of a large graph are never copied whole."""
 Select = Callable[[np.ndarray], Circuit]
 """How a circuit is cut out of a draw's scores: of the possible edges, or of the nodes."""
 
@@ -54,8 +56,10 @@ def overlap(kept: Bool[np.ndarray, "draw edge"]) -> Overlap:
     draws = len(kept)
     if draws < 2:
         raise ValueError("an overlap needs at least two draws")
-    table = kept.astype(np.float32)
-    both = (table @ table.T).astype(np.float64)
+    both = np.zeros((draws, draws))
+    for start in range(0, kept.shape[1], _EDGES):
+        some = kept[:, start : start + _EDGES].astype(np.float32)  # whole numbers below 2^24: exact
+        both += some @ some.T
     sizes = kept.sum(1)
     either = sizes[:, None] + sizes[None, :] - both
     shares = np.divide(both, either, out=np.ones_like(both), where=either > 0)[np.triu_indices(draws, 1)]
@@ -73,5 +77,8 @@ def frequency(kept: Bool[np.ndarray, "draw edge"], topology: Topology) -> Float[
 def spread(tables: Float[np.ndarray, "draw edge"], topology: Topology) -> Float[np.ndarray, "src dst"]:
     """The standard deviation of each edge's score over draws: over resamples, its bootstrap standard error."""
     deviations = np.full(topology.possible.shape, np.nan, dtype=np.float32)
-    deviations[topology.possible] = tables.std(0, ddof=1, dtype=np.float64)
+    found = np.empty(tables.shape[1], dtype=np.float32)
+    for start in range(0, len(found), _EDGES):
+        found[start : start + _EDGES] = tables[:, start : start + _EDGES].std(0, ddof=1, dtype=np.float64)
+    deviations[topology.possible] = found
     return deviations

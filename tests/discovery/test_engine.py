@@ -267,7 +267,7 @@ def test_points_lie_between_the_ablated_and_the_clean_input(family: str, kind: A
 def test_long_prompts_are_contracted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = load("gpt2"), tiny_batch(width=12, first_change=1)
     whole = model.linearize(batch, METRIC, CLEAN, COUNTERFACTUAL)
-    monkeypatch.setattr("discovery.contraction.CHUNK_BYTES", 30_000)
+    monkeypatch.setattr("discovery.memory.CHUNK_BYTES", 30_000)
     assert relative(model.linearize(batch, METRIC, CLEAN, COUNTERFACTUAL), whole) < 1e-5
 
 
