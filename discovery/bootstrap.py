@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from discovery.batch import Batch
+from discovery.batch_pieces import take
 from discovery.distributed import summed
 from discovery.memory import RESAMPLES_BYTES
 from discovery.statistics import resample_counts
@@ -15,6 +19,21 @@ from graphs.topology import Topology
 
 _PAIRS = 8
 """Pairs that are taken in at a time: the copy of their scores without impossible edges must stay small."""
+
+
+def resampled(workload: Workload, counts: Int[np.ndarray, " pair"]) -> Workload:
+    """A resample of the pairs as a workload of its own: each pair (in the order of the batches) as often as `counts` says.
+
+    A pair that was drawn several times stands in several batches. What was measured for the ablation stays.
+    """
+    drawn: list[Batch] = []
+    owned = np.split(counts, np.cumsum([len(batch) for batch in workload.batches])[:-1])
+    for least in range(1, int(counts.max()) + 1):
+        for batch, times in zip(workload.batches, owned, strict=True):
+            pairs = np.flatnonzero(times >= least)
+            if len(pairs):
+                drawn.append(batch if len(pairs) == len(batch) else take(batch, torch.from_numpy(pairs)))
+    return replace(workload, batches=tuple(drawn))
 
 
 class Resamples:

@@ -126,6 +126,9 @@ class SelectionConfig:
     """Of these edges, keep those that are selected in at least this share of the resamples (of the seeds, without any)."""
     resamples: int = 100
     """Bootstrap resamples of the scoring pairs from which edges are selected again; 0 = none, large graphs get fewer."""
+    reruns: int = 0
+    """Bootstrap resamples on which the method itself is run anew; they take the place of `resamples`. For methods that
+    decide on all pairs together. 0 = none."""
     seeds: int = 2
     """Seeds with which a method that has one scores the edges, its own included; 1 = no other."""
 

@@ -32,6 +32,7 @@ from pipelines.store import (
     RUN,
     SCORES,
     UNFINISHED,
+    UNFINISHED_RERUNS,
     RunConflict,
     RunStore,
     StoredJournal,
@@ -160,6 +161,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         del settings["ablating"]
     if config.task.spans == "none":
         del settings["task"]["spans"]
+    if not config.selection.reruns:
+        del settings["selection"]["reruns"]
     return settings
 
 
@@ -229,7 +232,8 @@ def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
     if scores.facts:
         store.run["method"] = dict(scores.facts)
     _finish(store, inputs, "scores")
-    StoredJournal(store, UNFINISHED).clear()
+    for name in (UNFINISHED, UNFINISHED_RERUNS):
+        StoredJournal(store, name).clear()
     return scores
 
 

@@ -62,6 +62,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--refine", ("selection", "refine"), "then swap edges by N exact runs for a more faithful circuit", "N"),
     Flag("--min-stability", ("selection", "min_stability"), "only edges selected in this share of the resamples", "P"),
     Flag("--resamples", ("selection", "resamples"), "resamples of the pairs to select from again (default: 100)", "N"),
+    Flag(
+        "--reruns", ("selection", "reruns"), "resamples of the pairs on which the method is run anew (default: 0)", "N"
+    ),
     Flag("--seeds", ("selection", "seeds"), "seeds that a method with a seed is run with (default: 2)", "N"),
     Flag("--holdout", ("evaluation", "holdout"), "share of the pairs kept for evaluation; 0 = use all for both", "P"),
     Flag("--sizes", ("evaluation", "sizes"), "sizes of the curve: shares of the edges, 0.01,0.1,...", "P,..."),

@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.config import RunConfig
 from pipelines.default_method import AUTO, CANDIDATES
 from pipelines.inputs import Inputs
-from pipelines.store import UNFINISHED, RunStore, StoredJournal
+from pipelines.store import UNFINISHED, UNFINISHED_RERUNS, RunStore, StoredJournal
 
 if TYPE_CHECKING:
     from discovery.bootstrap import Resamples
@@ -110,7 +110,8 @@ def _score(
     from graphs.scores import EdgeScores
 
     wanted, topology, draws = config.selection, inputs.model.topology, {}
-    resamples = Resamples(topology, inputs.train, wanted.resamples, config.seed) if wanted.resamples >= 2 else None
+    in_one_go = wanted.resamples >= 2 and wanted.reruns < 2
+    resamples = Resamples(topology, inputs.train, wanted.resamples, config.seed) if in_one_go else None
     with inputs.clock.time("scores"):
         on_batch = _both(resamples, watch)
         if line.learned:
@@ -120,6 +121,8 @@ def _score(
             scores = line.load().score(inputs.model, inputs.train, options, on_batch, **extra)
         if wanted.seeds >= 2 and hasattr(options, "seed"):
             draws["seeds"] = _other_seeds(line, options, inputs, scores, wanted.seeds)
+        if wanted.reruns >= 2 and line.name != "random":
+            draws["resamples"] = _reruns(config, line, options, inputs, store)
     tables = None if resamples is None else resamples.tables()
     if isinstance(scores, EdgeScores) and line.gradients and config.transcoders.recheck:
         scores, tables = _recheck(config, inputs, store, scores, tables)
@@ -159,6 +162,30 @@ def _other_seeds(line: Method, options: Any, inputs: Inputs, scores: EdgeScores 
     for step in range(1, seeds):
         other = dataclasses.replace(options, seed=options.seed + step)
         tables.append(_flat(module.score(inputs.model, inputs.train, other, **known)))
+    return np.stack(tables)
+
+
+def _reruns(config: RunConfig, line: Method, options: Any, inputs: Inputs, store: RunStore) -> np.ndarray:
+    """The scores of the method on resamples of the pairs: [resample place]. A stopped run goes on with the next one."""
+    from tqdm import tqdm
+
+    from discovery.bootstrap import resampled
+    from discovery.journal import ArrayJournal
+    from discovery.statistics import resample_counts
+
+    count, work = config.selection.reruns, inputs.train
+    journal = ArrayJournal(StoredJournal(store, UNFINISHED_RERUNS))
+    kept = journal.read()  # of several methods, each under its name
+    tables = list(kept.get(line.name, ()))
+    drawn = resample_counts(work.pair_count, count, config.seed)[len(tables) :]
+    for counts in tqdm(drawn, desc="reruns", unit="run", initial=len(tables), total=count, leave=False):
+        again = resampled(work, counts)
+        if line.learned:
+            scores = line.load_learning().learn(inputs.model, again, options).scores
+        else:
+            scores = line.load().score(inputs.model, again, options)
+        tables.append(_flat(scores))
+        journal.write({**kept, line.name: np.stack(tables)})
     return np.stack(tables)
 
 

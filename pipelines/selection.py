@@ -52,7 +52,8 @@ def select(config: RunConfig, inputs: Inputs, store: RunStore, scores: EdgeScore
         if least is not None:
             raise ConfigError(
                 f"selection.min_stability needs draws to count in: method {scores.method!r} gives no scores of single "
-                "pairs and has no seed, or selection.resamples and selection.seeds are below 2"
+                "pairs and has no seed, or selection.resamples and selection.seeds are below 2; give --reruns 10 to run it "
+                "on so many resamples of the pairs"
             )
         return circuit, {}
     if least is not None:

@@ -36,6 +36,7 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
 )
 DRAWS = "draws.safetensors"
 UNFINISHED = "unfinished.npz"
+UNFINISHED_RERUNS = "unfinished_reruns.npz"
 LABELS, EVIDENCE, GROUPS, STORY = "labels.json", "evidence", "groups.json", "story.json"
 CONSTANTS = "constants.safetensors"
 NODE_ARRAYS = "nodes.safetensors"
@@ -134,6 +135,7 @@ class RunStore:
             GROUPS,
             STORY,
             UNFINISHED,
+            UNFINISHED_RERUNS,
             CONSTANTS,
         ):
             self.path(path).unlink(missing_ok=True)

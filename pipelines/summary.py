@@ -38,6 +38,7 @@ def discovery_summary(
         *method_lines(run),
         *_refined_lines(run),
         *_judgement_lines(evaluation),
+        *_rerun_lines(run, evaluation),
         *_name_lines(run),
         *_node_lines(run),
         "",
@@ -244,6 +245,18 @@ def _stability_lines(evaluation: Mapping[str, Any]) -> list[str]:
             overlap = f"{_number(found['mean'])}{_interval(found)}"
             lines.append(f"stability     {overlap}  (overlap of edges between {found['draws']} {words}{sure})")
     return lines
+
+
+def _rerun_lines(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
+    """How to learn what the pairs' own scores could not tell: methods that learn decide on all pairs together."""
+    from discovery.methods import METHODS
+
+    line = METHODS.get(method_name(run))
+    if line is None or not line.learned or "resamples" in (evaluation.get("stability") or {}):
+        return []
+    wanted, took = run["config"]["selection"], run["seconds"].get("scores")
+    cost = "" if took is None else f", in about {10 * took / wanted['seeds']:.0f} s"
+    return [f"stability     over the pairs not known: --reruns 10 runs {line.name} on 10 resamples of them{cost}"]
 
 
 def _test_lines(tests: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -82,8 +82,8 @@ def score(
 ) -> EdgeScores:
     """Exact scores where `exact` says so, screened ones elsewhere, with a `bound` on |exact score - value| there.
 
-    known: earlier scores of the same work, whose exact ones are not measured again and whose order is taken. Raises ValueError for metrics
-    without a gradient.
+    known: earlier scores of the same work, whose exact ones are not measured again and whose order is taken.
+    Raises ValueError for metrics without a gradient.
     """
     options = options or Options()
     topology, rng = model.topology, np.random.default_rng(options.seed)
