@@ -110,15 +110,7 @@ def _curve(
     faint = panel.faint or (False,) * len(xs)
     if curve.low and curve.high:
         parts += _band(curve, known, xs, faint, place)
-    for one, two in pairwise(known):
-        a, b = curve.values[one], curve.values[two]
-        assert a is not None and b is not None
-        opacity = ' stroke-opacity="0.3"' if faint[one] or faint[two] else ""
-        dash = f' stroke-dasharray="{curve.dash}"' if curve.dash else ""
-        path = f"M{xs[one]:.1f} {place(a):.1f}L{xs[two]:.1f} {place(b):.1f}"
-        parts.append(
-            f'<path d="{path}" fill="none" stroke="{curve.colour}" stroke-width="{curve.width:g}"{dash}{opacity}/>'
-        )
+    parts += _pieces(curve, known, xs, faint, place)
     radius = 2.4 if len(xs) <= 60 else 1.4
     for i in known:
         value = curve.values[i]
@@ -129,6 +121,24 @@ def _curve(
         dot = f'cx="{xs[i]:.1f}" cy="{place(value):.1f}" r="{radius:g}" fill="{fill}" stroke="{line}"'
         parts.append(f'<circle {dot} pointer-events="all">{tip}</circle>')
     return "".join(parts)
+
+
+def _pieces(
+    curve: Curve, known: Sequence[int], xs: Sequence[float], faint: Sequence[bool], place: Callable[[float], float]
+) -> list[str]:
+    """The line, in pieces that are faint and others."""
+    pieces: list[tuple[bool, str]] = []
+    spots = {i: f"{xs[i]:.1f} {place(value):.1f}" for i in known if (value := curve.values[i]) is not None}
+    for one, two in pairwise(known):
+        pale = faint[one] or faint[two]
+        if pieces and pieces[-1][0] == pale:
+            pieces[-1] = (pale, f"{pieces[-1][1]}L{spots[two]}")
+        else:
+            pieces.append((pale, f"M{spots[one]}L{spots[two]}"))
+    look = f'fill="none" stroke="{curve.colour}" stroke-width="{curve.width:g}" stroke-linejoin="round"'
+    dash = f' stroke-dasharray="{curve.dash}"' if curve.dash else ""
+    opacity = {True: ' stroke-opacity="0.3"', False: ""}
+    return [f'<path d="{path}" {look}{dash}{opacity[pale]}/>' for pale, path in pieces]
 
 
 def _band(

@@ -117,7 +117,8 @@ def _rows(figure: StepFigure, axis: StepAxis, y: float) -> tuple[list[str], floa
     for number, row in enumerate(shown):
         at = y + number * high
         parts.append(svg_text(shorten(row.name, 26), _LEFT - 7, at + high / 2 + 3.4, size, anchor="end"))
-        parts += _cells(row, figure, axis, at, high)
+        parts += ['<g stroke="#ffffff" stroke-width="0.4">', *_cells(row, figure, axis, at, high), "</g>"]
+        parts += _marks(row, axis, at, high)
         parts.append(svg_text(row.note, axis.right + 8, at + high / 2 + 3.4, size, "#444444"))
     bottom = y + high * len(shown)
     frame = f'x="{_LEFT:g}" y="{y:.1f}" width="{_WIDE:g}" height="{high * len(shown):.1f}"'
@@ -133,7 +134,13 @@ def _cells(row: Row, figure: StepFigure, axis: StepAxis, y: float, high: float) 
         fill = colour(value / largest, 1.0) if math.isfinite(value) else _ABSENT
         tip = svg_title(f"{row.name} at {figure.names[place]}: {value:+.4g}")
         box = f'x="{left:.1f}" y="{y:.1f}" width="{right - left:.2f}" height="{high:g}"'
-        parts.append(f'<rect {box} fill="{fill}" stroke="#ffffff" stroke-width="0.4">{tip}</rect>')
+        parts.append(f'<rect {box} fill="{fill}">{tip}</rect>')
+    return parts
+
+
+def _marks(row: Row, axis: StepAxis, y: float, high: float) -> list[str]:
+    """The row's black line and its dot."""
+    parts = []
     if row.mark is not None:
         at = axis.cells[row.mark][0]
         parts.append(f'<path d="M{at:.1f} {y:.1f}v{high:g}" stroke="#111111" stroke-width="2.2"/>')

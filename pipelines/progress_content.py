@@ -137,12 +137,12 @@ def figure_of(content: Mapping[str, Any]) -> StepFigure:
 
     rows, circuit = content["steps"], content["circuit"]
     lines = (
-        f"{content['method']}, {content['metric']}, {content['ablation']} ablation, {rows[-1]['pairs']} held-out pairs; "
+        f"{content['method']}, {content['metric']}, {content['ablation']} ablation, evaluated on {rows[-1]['pairs']} pairs; "
         f"circuit: {circuit['edges']:,} of {circuit['possible']:,} edges, {circuit['origin']}",
         *(f"left out: {one['checkpoint']}: {one['reason']}" for one in content["failed"]),
     )
     words = {
-        "known": "knows the answer",
+        "known": "prefers the answer",
         "circuit": f"circuit {content['reach']:g} faithful",
         "rest": "all else below 0.5",
     }

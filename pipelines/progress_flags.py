@@ -91,7 +91,7 @@ def progress_summary(done: Progress) -> str:
     return "\n".join(
         [
             f"{content['title']}: {len(steps)} checkpoints, {content['method']}, {content['metric']}, "
-            f"{content['ablation']} ablation, {steps[-1]['pairs']} held-out pairs",
+            f"{content['ablation']} ablation, evaluated on {steps[-1]['pairs']} pairs",
             f"circuit: {circuit['edges']:,} of {circuit['possible']:,} edges, {circuit['origin']}",
             "faithful: of the circuit alone; rest: of all other edges; random: of random circuits as large; losses likewise;",
             "edges: the step's own circuit, its Jaccard overlap with the previous step's and with the last one's",
@@ -139,7 +139,7 @@ def _row(step: Mapping[str, Any]) -> tuple[str, ...]:
 def _moment_lines(content: Mapping[str, Any]) -> list[str]:
     """From when on the model knows the answer, the circuit suffices and the rest does not."""
     said = {
-        "known": "the model knows the answer",
+        "known": "the model prefers the right answer to the wrong one in 75 % of the pairs",
         "circuit": f"the circuit alone has a faithfulness of {content['reach']:g} or more",
         "rest": "all but the circuit has one below 0.5",
     }
