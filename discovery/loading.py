@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -96,7 +97,7 @@ def load_model(
             output_loading_info=True,
             **place,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelNotLoaded(f"cannot load the weights of model {name!r}: {_one_line(error)}") from error
     model, info = loaded
     missing = sorted(info.get("missing_keys", ()))

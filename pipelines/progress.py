@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checkpoints import Checkpoint, common_place
+from pipelines.clock import Clock
 from pipelines.config import RunConfig
 from pipelines.discover import check_names, default_directory, discover
 from pipelines.inputs import Inputs, read_task
@@ -82,13 +83,7 @@ def _check(base: RunConfig) -> None:
         raise ConfigError(
             "progress compares edges between checkpoints, and features are not the same: leave out features"
         )
-    _ = Inputs(base, read_task(base), _clock()).metric
-
-
-def _clock() -> Any:
-    from pipelines.clock import Clock
-
-    return Clock()
+    _ = Inputs(base, read_task(base), Clock()).metric
 
 
 def _directory(request: ProgressRequest) -> Path:

@@ -33,17 +33,18 @@ def content_of(
 
     run, config = steps[-1].store.run, steps[-1].config
     shown = circuit or next((Circuit(s.own.topology, s.own.kept) for s in reversed(steps) if s.own is not None), None)
+    scores = [step.scores for step in steps if step.scores is not None]
     assert shown is not None  # `progress` stops where no step has a circuit
     rows = _rows(steps)
     gaps = np.array([row["gap"] if row["told"] else math.nan for row in rows])
-    courses = edge_courses([step.scores for step in steps if step.scores is not None], shown, gaps)
+    courses = edge_courses(scores, shown, gaps)
     return {
         "format": FORMAT,
         "version": VERSION,
         "edgewise": edgewise_version(),
         "title": f"{run['task']['name']} in {name}",
         "metric": run["task"]["metric"],
-        "method": config.method.name,
+        "method": scores[-1].method,
         "ablation": config.ablation,
         "circuit": {"origin": origin, "edges": shown.edge_count, "possible": shown.topology.edge_count},
         "told": {"share": TOLD, "standard_errors": SURE},

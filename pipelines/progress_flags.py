@@ -19,16 +19,18 @@ Such as
   edgewise progress --models run/step* --task pairs.jsonl --edges 200 --out runs/progress
   edgewise progress --model EleutherAI/pythia-160m --revisions step1,step512,step143000 --task ioi --edges 200
 Steps are the numbers in the names. Every checkpoint gets an ordinary run directory in --out; the same command
-resumes, and takes new checkpoints in. Runs are leaner than those of discover: random circuits, rivals and
-hypothesis tests are made where they are asked for (docs/progress.md)."""
+resumes, and takes new checkpoints in. Runs are leaner than those of discover: the method is eap-ig, and random
+circuits, rivals and hypothesis tests are made where they are asked for (docs/progress.md)."""
 LEAN: Settings = {
+    ("method", "name"): "eap-ig",
     ("evaluation", "random_circuits"): 0,
     ("evaluation", "rivals"): 0,
     ("evaluation", "tests"): "none",
     ("export", "formats"): ("svg",),
     ("labels", "labeler"): "none",
 }
-"""Defaults that differ from `edgewise discover`: there are many runs, and the fixed circuit is judged at each anyway."""
+"""Defaults that differ from `edgewise discover`: there are many runs, the fixed circuit is judged at each anyway, and scores
+must mean the same at every step (screen-verify decides anew at each how edges are ranked)."""
 
 
 def add_progress_flags(parser: argparse.ArgumentParser) -> None:

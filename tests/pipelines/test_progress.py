@@ -178,6 +178,8 @@ def test_bad_checkpoints_are_named_and_the_others_go_on(
     (models / "step4").mkdir()
     (models / "step5").mkdir()
     (models / "step5" / "config.json").write_text('{"model_type": "llama", "vocab_size": 41}')
+    shutil.copytree(models / "step2", models / "step6")
+    (models / "step6" / "model.safetensors").write_bytes((models / "step2" / "model.safetensors").read_bytes()[:5000])
     tiny_model("gpt2").save_pretrained(models / "step7")
     flat = between(0.2)
     with torch.no_grad():
@@ -187,8 +189,8 @@ def test_bad_checkpoints_are_named_and_the_others_go_on(
     printed = capsys.readouterr()
     found = result(tmp_path / "out")
     assert [row["step"] for row in found["steps"]] == [1, 2, 8, 10]
-    assert {one["checkpoint"] for one in found["failed"]} == {"step4", "step5", "step7"}
-    assert "3 checkpoints left out" in printed.err and "another one than the last checkpoint's" in printed.err
+    assert {one["checkpoint"] for one in found["failed"]} == {"step4", "step5", "step6", "step7"}
+    assert "4 checkpoints left out" in printed.err and "another one than the last checkpoint's" in printed.err
     assert len(printed.err.strip().splitlines()[-1]) > 40 and "Traceback" not in printed.err
     row = found["steps"][2]
     assert not row["told"] and row["circuit"]["faithfulness"] is None and row["gap"] == pytest.approx(0, abs=1e-6)
