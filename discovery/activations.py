@@ -92,15 +92,18 @@ class LayerSwitch:
     """The layer; None: all hand it back."""
 
 
-def copy_cache(cache: DynamicCache | None, repeats: int = 1) -> DynamicCache | None:
-    """A cache that a forward pass may grow without changing the original; rows repeated for several masks."""
+def copy_cache(cache: DynamicCache | None, repeats: int = 1, layer: int | None = None) -> DynamicCache | None:
+    """A cache that a forward pass may grow without changing the original.
+
+    repeats: how many times the rows of `layer`, the only one that is called, stand one after the other (several masks).
+    """
     if cache is None:
         return None
     twin = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]  # tensors are replaced by updates, never written into
-    if repeats > 1:
-        for layer in cast(list[Any], twin.layers):
-            if layer.is_initialized:
-                layer.keys = layer.keys.repeat(repeats, 1, 1, 1)
-                layer.values = layer.values.repeat(repeats, 1, 1, 1)
+    twin.layers = [copy.copy(each) for each in cache.layers]  # tensors are replaced by updates, never written into
+    if repeats > 1 and layer is not None:
+        called = cast(Any, twin.layers[layer])
+        if called.is_initialized:
+            called.keys = called.keys.repeat(repeats, 1, 1, 1)
+            called.values = called.values.repeat(repeats, 1, 1, 1)
     return twin

@@ -48,7 +48,6 @@ class BlockRun:
         self._dtype = recorded.baseline.entry.dtype
         self._rows, self._width, self._d_model = recorded.baseline.entry.shape
         self._masks = masks
-        self._cache = copy_cache(recorded.sequences.cache, masks)
 
     def _ports(self, block: Block) -> dict[Port, range]:
         """Columns of a block's q, k and v slots."""
@@ -103,7 +102,7 @@ class BlockRun:
         repeats = self._masks if masks is None else masks
         raws = [raw.contiguous() for raw in block.join(projected)]
         hidden = raws[0].new_zeros(()).expand(repeats * self._rows, self._width, self._d_model)
-        cache = copy_cache(self._cache if masks is None else self._recorded.sequences.cache)
+        cache = copy_cache(self._recorded.sequences.cache, repeats, block.index)
         args, kwargs = replay(self._recorded.clean.calls[block.index], hidden, cache, self._rows)
         with contextlib.ExitStack() as stack:
             for module, raw in zip(block.projections, raws, strict=True):

@@ -1,12 +1,14 @@
 """Runs of circuits that shrink step by step: what the last circuit's run gave is kept, and only what changes is computed.
 
 A slot's input is its input in the known run, less the sources dropped now, plus what other sources changed by. A node that
-nothing dropped can reach is not run; one that matters only where logits are read is run there alone.
+nothing dropped can reach is not run; one that matters only where logits are read is run there alone. What several masks
+have in common is run once: where nothing has changed before a layer, each of its heads runs for the masks that differ there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from discovery.baseline import scaled_mix
 from discovery.block_run import BlockRun, Recorded
 from discovery.blocks import Block, Projected
+from discovery.changed_sources import ChangedSources
 from discovery.pruning_plan import changed_by, plan_pruning
 from graphs.node import PORTS, Port
 from graphs.topology import Topology
@@ -64,17 +67,13 @@ class PruningRun(BlockRun):
         super().__init__(state.blocks, state.topology, state.recorded, len(masks))
         self._state = state
         self._kept = masks
-        self._flow = masks if flow is None else flow
-        self._plan = plan_pruning(state.topology, state.kept, masks, self._flow, state.changed_by)
-        plan, values = self._plan, state.values
-        self._wide: list[int] = []
-        """Sources computed in this run at all positions, in order; then those computed at the reads alone."""
-        self._narrow: list[int] = []
-        wide, narrow = int((plan.sources & plan.everywhere).sum()), int((plan.sources & ~plan.everywhere).sum())
-        self._wide_values = values.new_empty((len(masks), wide, *values.shape[1:]))
-        reads = len(self._recorded.read_rows)
-        self._narrow_values = values.new_empty((len(masks), narrow, reads, self._d_model))
-        self._projected: dict[int, dict[Port, list[tuple[bool, list[int], Tensor]]]] = {}
+        flow = masks if flow is None else flow
+        self._plan = plan_pruning(state.topology, state.kept, masks, flow, state.changed_by)
+        reads = (state.recorded.read_rows, state.recorded.read_columns)
+        self._sources = ChangedSources(state.kept, state.values, masks, flow, self._plan, reads)
+        self._projected: dict[int, dict[Port, list[_Part]]] = {}
+        self._rows_of: dict[int, Int[np.ndarray, "mask group"]] = {}
+        """By layer, where the rows of a mask stand in its attention, for every group of heads that share keys."""
 
     @property
     def reaches_logits(self) -> bool:
@@ -87,121 +86,116 @@ class PruningRun(BlockRun):
             self._attention(block)
             self._feed_forward(block)
         column = len(self._topology.targets) - 1
-        return self._inputs([column], self._baseline.final_in, at_reads=True).squeeze(1)
+        every = np.arange(self._masks)[:, None]
+        return self._sources.inputs([column], self._baseline.final_in, True, every).squeeze(1)
 
     def accept(self, place: int) -> None:
         """Makes the run of one mask the state's."""
-        state, recorded = self._state, self._recorded
+        state = self._state
         state.kept = self._kept[place].copy()
-        for index, source in enumerate(self._wide):
-            state.values[source] += self._wide_values[place, index]
-        for index, source in enumerate(self._narrow):
-            there = (recorded.read_rows, recorded.read_columns)
-            state.values[source][there] += self._narrow_values[place, index]
+        self._sources.accept(place)
         for layer, ports in self._projected.items():
             slots = list(state.projected[layer])
+            shared = self._blocks[layer].heads // self._rows_of[layer].shape[1]
             for port, parts in ports.items():
                 which = PORTS.index(port)
-                mine = [(at_reads, local, projected[place : place + 1]) for at_reads, local, projected in parts]
-                slots[which] = self._put(slots[which][None], mine)
+                for part in parts:
+                    groups = [slot // shared if port == "q" else slot for slot in part.local]
+                    rows = self._rows_of[layer][place, groups]
+                    own = part.projected[rows, ..., list(range(len(groups))), :].movedim(0, -2)
+                    slots[which] = self._put(slots[which][None], [_Part(part.at_reads, part.local, own[None])])[0]
             state.projected[layer] = Projected(*slots)
-
-    def _add(self, source: int, value: Float[Tensor, "mask *place d_model"], at_reads: bool) -> None:
-        """Takes in a source's value less its ablated value; kept as the change against the state's run."""
-        known = self._state.values[source]
-        value = value.to(known.device)
-        if at_reads:
-            self._narrow_values[:, len(self._narrow)] = value - self._at_reads(known)
-            self._narrow.append(source)
-        else:
-            self._wide_values[:, len(self._wide)] = value - known
-            self._wide.append(source)
-
-    def _inputs(
-        self, columns: list[int], base: Float[Tensor, "row pos d_model"], at_reads: bool
-    ) -> Float[Tensor, "mask slot *place d_model"]:
-        """What some slots of one stage read; base: the ablated stream there."""
-        values, shown = self._state.values, base.to(self._state.values.device)
-        fresh = self._wide_values[:, : len(self._wide)]
-        sources = list(self._wide)
-        if at_reads:
-            values, shown, fresh = self._at_reads(values), self._at_reads(shown), self._at_reads(fresh)
-            fresh = torch.cat([fresh, self._narrow_values[:, : len(self._narrow)]], 1)
-            sources += self._narrow
-        shape = shown.shape
-        known = self._weights(self._state.kept[:, columns].T)
-        inputs = torch.addmm(shown.reshape(1, -1), known, values.flatten(1)).expand(self._masks, -1, -1)
-        lost = self._state.kept[:, columns] & ~self._kept[:, :, columns]  # [mask src slot]
-        rows = np.flatnonzero(lost.any((0, 2)))
-        if len(rows):
-            weights = self._weights(lost[:, rows].transpose(0, 2, 1).reshape(-1, len(rows)))
-            part = values.flatten(1)[int(rows[0]) : int(rows[-1]) + 1] if _contiguous(rows) else values.flatten(1)[rows]
-            inputs = inputs - (weights @ part).unflatten(0, (self._masks, len(columns)))
-        if sources:
-            weights = self._weights(self._flow[:, sources][:, :, columns].transpose(0, 2, 1))
-            inputs = torch.baddbmm(inputs, weights, fresh.flatten(2))
-        return inputs.unflatten(2, shape)
-
-    def _weights(self, kept: Bool[np.ndarray, "*any"]) -> Float[Tensor, "*any"]:
-        values = self._state.values
-        return torch.from_numpy(np.ascontiguousarray(kept)).to(device=values.device, dtype=values.dtype)
 
     def _attention(self, block: Block) -> None:
         first = self._first_source(block)
         heads = [head for head in range(block.heads) if self._plan.sources[first + head]]
         if not heads:
             return
-        mix = self._call_attention(block, self._project(block))
+        chosen, of = self._attention_variants(block)
+        mix = self._call_attention(block, self._project(block, chosen), len(chosen))
         total = None if block.post_attention_norm is None else self._attention_write(block, mix)[1]
         scaled = scaled_mix(block, mix.to(self._dtype), None if total is None else total.to(self._dtype))
-        difference = scaled.unflatten(0, (self._masks, self._rows)) - self._baseline.heads[block.index]
+        difference = scaled.unflatten(0, (len(chosen), self._rows)) - self._baseline.heads[block.index]
         reads = [head for head in heads if not self._plan.everywhere[first + head]]
+        shared = block.heads // chosen.shape[1]
         for at_reads, some in ((False, [head for head in heads if head not in reads]), (True, reads)):
             if some:
                 own = difference.movedim(3, 1)
                 own = self._at_reads(own) if at_reads else own
-                mixed = own.movedim(1, -2)  # [mask *place head d_head]
+                mixed = own.movedim(1, -2)  # [variant *place head d_head]
                 place = mixed.shape[1:-2]
                 written = self.write_heads(block, mixed.reshape(1, -1, *mixed.shape[-2:]), some)
-                for head, value in zip(some, written.unflatten(1, (self._masks, *place)), strict=True):
-                    self._add(first + head, value, at_reads)
+                for head, value in zip(some, written.unflatten(1, (len(chosen), *place)), strict=True):
+                    self._sources.add(first + head, value, of[:, head // shared], at_reads)
 
-    def _project(self, block: Block) -> Projected:
+    def _attention_variants(
+        self, block: Block
+    ) -> tuple[Int[np.ndarray, "variant group"], Int[np.ndarray, "mask group"]]:
+        """The masks that a layer's attention is called for, for each group of heads that share keys, and every mask's place.
+
+        Groups do not see each other: as long as nothing before them has changed, each gets the masks that differ there.
+        """
+        ports = self._ports(block)
+        shared = block.heads // len(ports["k"])
+        groups = [
+            [*ports["q"][g * shared : (g + 1) * shared], ports["k"][g], ports["v"][g]] for g in range(len(ports["k"]))
+        ]
+        changed = [[column for column in group if self._plan.slots[column]] for group in groups]
+        every = [column for group in changed for column in group]
+        if block.coupled or self._sources.changed(every):
+            masks, of = self._sources.distinct(every)
+            found = [(masks, of)] * len(groups)
+        else:
+            found = [self._sources.distinct(group) for group in changed]
+        most = max(len(masks) for masks, _ in found)
+        chosen = [np.pad(masks, (0, most - len(masks)), mode="edge") for masks, _ in found]
+        rows_of = np.stack([of for _, of in found], 1)
+        self._rows_of[block.index] = rows_of
+        return np.stack(chosen, 1), rows_of
+
+    def _project(self, block: Block, chosen: Int[np.ndarray, "variant group"]) -> Projected:
         """The block's slots: those of the state's run, but for the ones that change."""
         base, norm = self._baseline.attention_in[block.index], block.attention_norm
-        ports = self._ports(block)
-        found: dict[Port, list[tuple[bool, list[int], Tensor]]] = {port: [] for port in ports}
+        ports, shared = self._ports(block), block.heads // chosen.shape[1]
+        found: dict[Port, list[_Part]] = {port: [] for port in ports}
         for at_reads in (False, True):
             columns = [column for slots in ports.values() for column in slots if self._plan.reads(column, at_reads)]
             if not columns:
                 continue
-            inputs = self._inputs(columns, base, at_reads)
+            groups = [
+                (c - ports["q"].start) // shared if c in ports["q"] else (c - ports["k"].start) % chosen.shape[1]
+                for c in columns
+            ]
+            inputs = self._sources.inputs(columns, base, at_reads, chosen[:, groups])
             own = inputs if norm is None else norm(inputs)
             for port, slots in ports.items():
                 local = [column - slots.start for column in columns if column in slots]
                 if local:
                     part = own[:, [column in slots for column in columns]]
-                    found[port].append((at_reads, local, self._project_own(block, port, part, local)))
+                    found[port].append(_Part(at_reads, local, self._project_own(block, port, part, local)))
         self._projected[block.index] = {port: parts for port, parts in found.items() if parts}
-        return Projected(*(self._put(self._known(block, port), parts) for port, parts in found.items()))
+        return Projected(
+            *(self._put(self._known(block, port, len(chosen)), parts).flatten(0, 1) for port, parts in found.items())
+        )
 
-    def _known(self, block: Block, port: Port) -> Float[Tensor, "mask row pos slot d_head"]:
+    def _known(self, block: Block, port: Port, count: int) -> Float[Tensor, "variant row pos slot d_head"]:
         known = self._state.projected[block.index][PORTS.index(port)]
-        return known.expand(self._masks, *known.shape)
+        return known.expand(count, *known.shape)
 
     def _put(
-        self, known: Float[Tensor, "mask row pos slot d_head"], parts: list[tuple[bool, list[int], Tensor]]
-    ) -> Float[Tensor, "rows pos slot d_head"]:
+        self, known: Float[Tensor, "variant row pos slot d_head"], parts: list[_Part]
+    ) -> Float[Tensor, "variant row pos slot d_head"]:
         """Slots with the new ones put in, at all positions or at the reads."""
         out = known.clone() if parts else known
-        for at_reads, local, projected in parts:
-            if not at_reads:
-                out[:, :, :, local] = projected.to(out.dtype)
+        for part in parts:
+            projected = part.projected.to(out.dtype)
+            if not part.at_reads:
+                out[:, :, :, part.local] = projected
                 continue
             rows, columns = self._recorded.read_rows, self._recorded.read_columns
-            for place, slot in enumerate(local):
-                out[:, rows, columns, slot] = projected[..., place, :].to(out.dtype)
-        return out.flatten(0, 1)
+            for place, slot in enumerate(part.local):
+                out[:, rows, columns, slot] = projected[..., place, :]
+        return out
 
     def _feed_forward(self, block: Block) -> None:
         source = self._first_source(block) + block.heads
@@ -209,14 +203,25 @@ class PruningRun(BlockRun):
             return
         at_reads = not self._plan.everywhere[source]
         column = self._mlp_columns(block).start
-        inputs = self._inputs([column], self._baseline.mlp_in[block.index], at_reads).squeeze(1)
+        chosen, of = self._sources.distinct([column])
+        inputs = self._sources.inputs([column], self._baseline.mlp_in[block.index], at_reads, chosen[:, None]).squeeze(
+            1
+        )
         ablated = self._baseline.mlps[block.index]
         if at_reads:
-            self._add(source, self._mlp(block, inputs) - self._at_reads(ablated), True)
+            self._sources.add(source, self._mlp(block, inputs) - self._at_reads(ablated), of, True)
         else:
             # One mask after the other: its activations stay in the processor's cache.
-            self._add(source, torch.stack([self._mlp(block, rows) - ablated for rows in inputs]), False)
+            self._sources.add(source, torch.stack([self._mlp(block, rows) - ablated for rows in inputs]), of, False)
 
 
-def _contiguous(rows: Int[np.ndarray, " row"]) -> bool:
-    return int(rows[-1]) - int(rows[0]) == len(rows) - 1
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some slots of one port as their projections put them out."""
+
+    at_reads: bool
+    """Where: at the reads alone, or at all positions."""
+    local: list[int]
+    """Which slots of the port."""
+    projected: Float[Tensor, "variant *place slot d_head"]
+    """Their values."""

@@ -63,9 +63,8 @@ class Saturation:
         raws = [raw.to(dtype).contiguous() for raw in block.join(Projected(*parts))]
         width, d_model = raws[0].shape[1], block.weight("q").shape[-1]
         hidden = raws[0].new_zeros(()).expand(rows, width, d_model)
-        args, kwargs = replay(
-            self._seen.calls[block.index], hidden, copy_cache(self._sequences.cache, count), rows // count
-        )
+        cache = copy_cache(self._sequences.cache, count, block.index)
+        args, kwargs = replay(self._seen.calls[block.index], hidden, cache, rows // count)
         with contextlib.ExitStack() as stack:
             for module, raw in zip(block.projections, raws, strict=True):
                 override(module, "forward", lambda _hidden, raw=raw: raw, stack)

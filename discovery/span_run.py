@@ -18,7 +18,6 @@ from discovery.block_run import Recorded
 from discovery.blocks import Block
 from discovery.patch_plan import Plan, kept_and_dropped, own_inputs, settle, sort_slots
 from discovery.patched_run import Observer, PatchedRun
-from discovery.recording import copy_cache
 from discovery.source_mixture import Reads, SourceMixture
 from discovery.span_places import SpanPlaces
 from graphs.node import Port
@@ -171,7 +170,6 @@ class SpanRun(PatchedRun):
         twin = copy.copy(self)
         assert isinstance(self._mixture, SpanMixture)
         twin._masks, twin._mixture = len(masks), self._mixture.with_masks(masks)
-        twin._cache = copy_cache(self._recorded.sequences.cache, len(masks))
         twin._set_reader(span)
         return twin
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -68,39 +67,76 @@ def prune_in_order(
     elif not np.array_equal(kept, topology.possible):
         judge.measure(kept[None])
         judge.accept(0)
-    for column, candidates in groupby(order, key=itemgetter(1)):  # runs of one slot's edges share all that follows
-        waiting = list(candidates)
-        if reach is not None and reach[column] and not kept[list(reach[column])].any():
-            for row, _ in waiting:
+    for _, candidates in groupby(order, key=lambda edge: _stage(topology, edge)):
+        waiting = list(candidates)  # to slots of one stage: nothing that one of them reads depends on the others
+        unread = _unread(waiting, kept, reach)
+        for row, column in waiting:
+            if column in unread:
                 kept[row, column] = False
-                decided(Decision(row, column, False, None))
-            continue
         while waiting:
-            batch = waiting[: min(size, judge.most)]
-            done = _decide(judge, kept, batch, keeps, expected, decided)
-            work.calls, work.masks = work.calls + 1, work.masks + len(batch)
-            size = 2 * size if done == len(batch) else max(_FIRST_BATCH, 2 * done)
+            batch = _first(waiting, unread, min(size, judge.most))
+            done, tried = _decide(judge, kept, batch, unread, keeps, expected, decided)
+            if tried:
+                work.calls, work.masks = work.calls + 1, work.masks + tried
+                size = 2 * size if done == len(batch) else max(_FIRST_BATCH, 2 * done)
             waiting = waiting[done:]
     return work
+
+
+def _stage(topology: Topology, edge: Edge) -> tuple[int | None, str]:
+    """What is run side by side: a layer's attention, an MLP, a layer's features, the logits."""
+    node = topology.targets[edge[1]].node
+    return node.layer, node.kind
+
+
+def _unread(
+    candidates: Sequence[Edge], kept: Bool[np.ndarray, "src dst"], reach: tuple[tuple[int, ...], ...] | None
+) -> set[int]:
+    """Slots whose nodes nobody reads any more."""
+    if reach is None:
+        return set()
+    columns = {column for _, column in candidates}
+    return {column for column in columns if reach[column] and not kept[list(reach[column])].any()}
+
+
+def _first(waiting: Sequence[Edge], unread: set[int], most: int) -> Sequence[Edge]:
+    """The next candidates, `most` of them to slots that are read."""
+    tried = 0
+    for place, (_, column) in enumerate(waiting):
+        if column not in unread:
+            if tried == most:
+                return waiting[:place]
+            tried += 1
+    return waiting
 
 
 def _decide(
     judge: Judge,
     kept: Bool[np.ndarray, "src dst"],
     batch: Sequence[Edge],
+    unread: set[int],
     keeps: Callable[[Float[np.ndarray, " pair"]], bool],
     expected: Bool[np.ndarray, "src dst"],
     decided: Callable[[Decision], None],
-) -> int:
-    """Measures one batch of candidates; gives how many of them are decided, at least one. Changes `kept`."""
-    masks = np.repeat(kept[None], len(batch), axis=0)
-    for place, (row, column) in enumerate(batch):
+) -> tuple[int, int]:
+    """Measures one batch of candidates; gives how many of them are decided, at least one, and how many were measured.
+
+    Changes `kept`.
+    """
+    tried = [edge for edge in batch if edge[1] not in unread]
+    masks = np.repeat(kept[None], len(tried), axis=0)
+    for place, (row, column) in enumerate(tried):
         masks[place:, row, column] = False
         if expected[row, column]:
             masks[place + 1 :, row, column] = True
-    measured = judge.measure(masks)
-    before, last, done = judge.current, None, None
-    for place, (row, column) in enumerate(batch):
+    measured = judge.measure(masks) if tried else None
+    before, last, done, place = judge.current, None, None, 0
+    for number, (row, column) in enumerate(batch):
+        if column in unread:
+            if done is None:
+                decided(Decision(row, column, False, None))
+            continue
+        assert measured is not None
         drop = before - measured[place]
         keep = keeps(drop)
         if done is None:
@@ -108,10 +144,11 @@ def _decide(
             if not keep:
                 kept[row, column], last = False, place
             if keep != expected[row, column]:
-                done = place + 1
+                done = number + 1
         if not expected[row, column]:
             before = measured[place]
         expected[row, column] = keep
+        place += 1
     if last is not None:
         judge.accept(last)
-    return len(batch) if done is None else done
+    return len(batch) if done is None else done, len(tried)

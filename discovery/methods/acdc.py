@@ -27,7 +27,7 @@ from discovery.workload import Workload
 from graphs.scores import EdgeScores
 from graphs.topology import Topology
 
-_SCREENING_STEPS = 5
+_SCREENING_STEPS = 1
 
 
 @dataclass(frozen=True)

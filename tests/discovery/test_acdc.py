@@ -161,6 +161,28 @@ def test_a_known_run_judges_as_the_models_own_run(family: str) -> None:
             np.testing.assert_allclose(known.current, expected[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_are_run_apart_for_the_masks_that_differ_there(family: str) -> None:
+    """Edges into one layer's attention alone, here one head's and there another's, twice the same, and some together."""
+    model = component_model(family)
+    topology, rng = model.topology, np.random.default_rng(1)
+    columns = [place for place, slot in enumerate(topology.targets) if (slot.node.layer, slot.node.kind) == (1, "head")]
+    with judge_of(model, KL) as known, RestartJudge(model, KL) as plain:
+        kept = topology.possible.copy()
+        for _ in range(2):
+            masks = np.repeat(kept[None], 7, axis=0)
+            for place, column in enumerate(rng.choice(columns, 5, replace=False)):
+                rows = np.flatnonzero(kept[:, column])
+                masks[place, rng.choice(rows, max(1, len(rows) // 2), replace=False), column] = False
+            masks[5] = masks[0]
+            masks[6] &= masks[1] & masks[2]
+            expected = plain.measure(masks)
+            np.testing.assert_allclose(known.measure(masks), expected, rtol=1e-4, atol=1e-4)
+            known.accept(6)
+            kept = masks[6]
+            np.testing.assert_allclose(known.current, expected[6], rtol=1e-4, atol=1e-4)
+
+
 def test_candidates_are_every_edge_once_from_the_logits_back() -> None:
     topology = transformer_topology(2, 4, 2)
     down, up = acdc.candidates(topology), acdc.candidates(topology, "ascending")
