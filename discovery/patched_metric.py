@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from discovery.batch import Batch
 from discovery.memory import free_memory
 from discovery.metrics import Metric
 from discovery.model import PatchableModel
+from discovery.resumed_model import ResumedModel
 
 # Vectors of the residual stream's width that one run may hold. On a CPU they are 0.2 GB at d_model 768, and more at once
 # is slower (GPT-2 small's shape and smaller: caches); accelerators take more, because small runs leave them idle.
@@ -44,11 +46,18 @@ def patched_metric(
 ) -> Float[Tensor, "mask pair"]:
     """The metric under each mask, per pair (float64, on the CPU); `full`: the untouched model's logits."""
     reference = full if metric.needs_reference else None
-    pieces = [torch.empty((0, len(batch)), dtype=torch.float64)]
-    with torch.no_grad():
-        for chunk in _chunks(keep, masks_per_run):
+
+    def measure(chunk: Bool[np.ndarray, "some src dst"]) -> Float[Tensor, "some pair"]:
+        with torch.no_grad():
             logits = model.run(batch, torch.from_numpy(chunk), ablation)
-            pieces.append(metric.compute(logits, batch.to(logits.device), reference).cpu().double())
+            return metric.compute(logits, batch.to(logits.device), reference).cpu().double()
+
+    pieces = [torch.empty((0, len(batch)), dtype=torch.float64)]
+    for chunk in _chunks(keep, masks_per_run):
+        if isinstance(model, ResumedModel):
+            pieces.append(model.measured(batch, metric, chunk, ablation, partial(measure, chunk)))
+        else:
+            pieces.append(measure(chunk))
     return torch.cat(pieces)
 
 

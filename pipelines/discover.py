@@ -37,6 +37,7 @@ from pipelines.store import (
     RunStore,
     StoredJournal,
 )
+from pipelines.stored_pieces import StoredPieces
 
 if TYPE_CHECKING:
     from graphs.circuit import Circuit
@@ -234,6 +235,7 @@ def _scores(config: RunConfig, inputs: Inputs, store: RunStore) -> EdgeScores:
     _finish(store, inputs, "scores")
     for name in (UNFINISHED, UNFINISHED_RERUNS):
         StoredJournal(store, name).clear()
+    StoredPieces(store).clear()
     return scores
 
 

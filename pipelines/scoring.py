@@ -12,6 +12,7 @@ from pipelines.config import RunConfig
 from pipelines.default_method import AUTO, CANDIDATES
 from pipelines.inputs import Inputs
 from pipelines.store import UNFINISHED, UNFINISHED_RERUNS, RunStore, StoredJournal
+from pipelines.stored_pieces import StoredPieces
 
 if TYPE_CHECKING:
     from discovery.bootstrap import Resamples
@@ -107,6 +108,7 @@ def _score(
 ) -> tuple[EdgeScores | NodeScores, dict[str, np.ndarray]]:
     """Of one method."""
     from discovery.bootstrap import Resamples
+    from discovery.resumed_model import ResumedModel
     from graphs.scores import EdgeScores
 
     wanted, topology, draws = config.selection, inputs.model.topology, {}
@@ -118,7 +120,8 @@ def _score(
             scores = _learn(line, options, inputs, store)
         else:
             extra: dict[str, Any] = {"journal": StoredJournal(store, UNFINISHED)} if line.resumes else {}
-            scores = line.load().score(inputs.model, inputs.train, options, on_batch, **extra)
+            model = inputs.model if line.resumes else ResumedModel(inputs.model, StoredPieces(store))
+            scores = line.load().score(model, inputs.train, options, on_batch, **extra)
         if wanted.seeds >= 2 and hasattr(options, "seed"):
             draws["seeds"] = _other_seeds(line, options, inputs, scores, wanted.seeds)
         if wanted.reruns >= 2 and line.name != "random":

@@ -35,7 +35,7 @@ CONFIG, RUN, SCORES, CIRCUIT, EVALUATION, EXPORTS, EVALUATIONS, NODES, ADJACENCY
     "features.json",
 )
 DRAWS = "draws.safetensors"
-UNFINISHED = "unfinished.npz"
+UNFINISHED, PIECES = "unfinished.npz", "unfinished.pieces"
 UNFINISHED_RERUNS = "unfinished_reruns.npz"
 LABELS, EVIDENCE, GROUPS, STORY = "labels.json", "evidence", "groups.json", "story.json"
 CONSTANTS = "constants.safetensors"
@@ -136,6 +136,7 @@ class RunStore:
             STORY,
             UNFINISHED,
             UNFINISHED_RERUNS,
+            PIECES,
             CONSTANTS,
         ):
             self.path(path).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from pipelines.scoring import rule_of, score
 from pipelines.selection import select
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
+from pipelines.stored_pieces import StoredPieces
 from pipelines.tune_config import TuneConfig
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ class Bench:
         looked = 0.0 if watch is None else watch.seconds
         store.note({**inputs.clock.seconds, "ablation": learning})
         store.finish("scores", inputs.clock.seconds["scores"] - looked)
+        StoredPieces(store).clear()
         return edges
 
     def circuit(self, candidate: RunConfig, scored: Scored) -> Circuit:

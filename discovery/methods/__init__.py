@@ -86,7 +86,8 @@ class Method:
     standard errors, `on_batch` is not called, and how pairs are cut into batches moves them as a seed does."""
 
     resumes: bool = False
-    """Whether its `score` takes a `journal` (see `discovery.journal`) and goes on from what that holds."""
+    """Whether its `score` takes a `journal` (see `discovery.journal`) and goes on from what that holds. The others that do not
+    learn are given a model that remembers what it has computed (`discovery.resumed_model`)."""
 
     bounded: bool = False
     """Whether a bound on the effects of missed nodes is part of it."""
