@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed
@@ -20,6 +21,7 @@ from discovery.corpus_pass import CorpusPass, CorpusState, with_thresholds
 from discovery.corpus_plan import CorpusPlan
 from discovery.evidence_settings import SPLITS, EvidenceSettings
 from discovery.head_evidence import head_evidence
+from discovery.methods import METHODS
 from discovery.node_meters import FeatureMeter, WriteMeter, meters_of
 from discovery.passages import Texts, contexts, examples
 from discovery.projections import project, write_directions
@@ -203,7 +205,8 @@ class _Builder:
 
     def _edges(self, node: NodeId) -> dict[str, object]:
         here = self.around.get(node)
-        return {} if here is None else {"inputs": here.inputs, "outputs": here.outputs}
+        foretold = _foretold(self.source)
+        return {} if here is None else {"inputs": here.inputs, "outputs": here.outputs, "foretold": foretold}
 
     def _projections(self, number: int) -> list[tuple[tuple[TokenEffect, ...], tuple[TokenEffect, ...]]]:
         """Of a feature's decoder; of what a head or MLP writes where it is active, less what it writes on the average."""
@@ -220,3 +223,14 @@ class _Builder:
             mean = active / tokens.clamp(min=1)[:, None] - everywhere / max(1, seen)  # type: ignore[union-attr]
             directions = meter.to_stream(mean.to(model.dtype))
         return [] if directions is None else project(model, directions, self.texts)
+
+
+def _foretold(source: EvidenceSource) -> Literal["", "ablate", "swap"]:
+    """What happens to a node when the edges that leave it are dropped, where their scores are effects on the metric."""
+    graph = source.graph
+    if source.workload is None or not isinstance(graph, Circuit) or graph.scores is None:
+        return ""
+    line = METHODS.get(graph.scores.method)
+    if line is None or not line.effects:
+        return ""
+    return "swap" if source.workload.ablation.kind == "counterfactual" else "ablate"

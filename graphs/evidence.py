@@ -219,6 +219,8 @@ class Evidence:
     """Strongest edges into it."""
     outputs: tuple[Neighbour, ...] = ()
     """Strongest edges out of it."""
+    foretold: Literal["", "ablate", "swap"] = ""
+    """The change of the node whose effect on the metric the weights of these edges estimate; empty: they estimate none."""
     head: HeadEvidence | None = None
     """For heads."""
     flow_share: float | None = None

@@ -9,6 +9,7 @@ import numpy as np
 
 from graphs.evidence import Context, Evidence
 from graphs.label import LONGEST, Expectation, Label, Role, Score
+from labelers.causal_test import SMALL
 from labelers.head_roles import Named, by_attention, name_head
 from labelers.predicate import Predicate
 from labelers.rule_choice import MAIN, Choice, choose
@@ -226,13 +227,18 @@ def held_out(predicate: Predicate, contexts: Sequence[Context]) -> dict[str, Sco
 
 def expected(evidence: Evidence) -> Expectation | None:
     """What ablating the node should do to the task's metric: by its direct effect on the answers where that is large, else
-    by its edges in the circuit, whose positive scores say that the metric falls without them. None where neither tells.
+    by its edges in the circuit, whose positive scores say that the metric falls without them. Where these scores are
+    effects on the metric, it is the change that they estimate, and none where they come to next to nothing. None where
+    neither tells.
     """
     direct = _direct(evidence)
     if abs(direct) >= _LARGE:
         return Expectation("ablate", "down" if direct > 0 else "up")
     signed = sum(edge.weight for edge in evidence.outputs)
     total = sum(abs(edge.weight) for edge in evidence.outputs)
+    gap = next((effect.gap for effect in evidence.causal if effect.gap), None)
+    if evidence.foretold and gap and evidence.outputs and abs(signed) < SMALL * abs(gap):
+        return Expectation(evidence.foretold, "none")
     if total == 0 or abs(signed) < 0.2 * total:
         return None
-    return Expectation("ablate", "down" if signed > 0 else "up")
+    return Expectation(evidence.foretold or "ablate", "down" if signed > 0 else "up")

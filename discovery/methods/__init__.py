@@ -99,6 +99,9 @@ class Method:
     reuses: bool = False
     """Whether its `score` takes `known`, earlier scores of the same work, and does not measure again what they hold."""
 
+    effects: bool = True
+    """Whether scores are effects on the metric, in its unit."""
+
     alone: bool = False
     """Whether one process must see all pairs: its decisions follow from one another, or from the time that runs take."""
 
@@ -157,6 +160,7 @@ METHODS: dict[str, Method] = {
         "information-flow",
         "information-flow routes: shares of what each slot reads, on the clean prompts alone (tau, of)",
         "discovery.methods.information_flow",
+        effects=False,
         gradients=False,
         selection="greedy",
     ),
@@ -164,6 +168,7 @@ METHODS: dict[str, Method] = {
         "edge-masks",
         "Edge Pruning: masks over edges and nodes, learned down to a target sparsity (sparsity, node_sparsity, steps)",
         "discovery.methods.edge_masks",
+        effects=False,
         gradients=False,
         learned=True,
         alone=True,
@@ -172,6 +177,7 @@ METHODS: dict[str, Method] = {
         "uniform-gradients",
         "uniform gradient sampling: how likely each edge is kept, at a cost per edge (penalty, steps)",
         "discovery.methods.uniform_gradients",
+        effects=False,
         gradients=False,
         learned=True,
         alone=True,
@@ -209,6 +215,7 @@ METHODS: dict[str, Method] = {
         "random",
         "seeded random scores: the baseline that any method must beat",
         "discovery.methods.random",
+        effects=False,
         gradients=False,
     ),
 }

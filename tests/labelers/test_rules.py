@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -413,3 +414,23 @@ def test_what_a_label_expects_comes_from_direct_effects_then_from_edges(
     expects = RuleLabeler().label(evidence).expects
     assert (expects and expects.direction) == direction
     assert expects is None or expects.passed is None  # it is stated before it is measured
+
+
+@pytest.mark.parametrize(
+    ("foretold", "edges", "expected"),
+    [
+        ("swap", 0.07, ("swap", "none")),
+        ("swap", -0.07, ("swap", "none")),
+        ("swap", 0.09, ("swap", "down")),
+        ("ablate", -0.09, ("ablate", "up")),
+        ("", 0.07, ("ablate", "down")),
+    ],
+)
+def test_scores_that_are_effects_say_what_is_next_to_nothing(
+    foretold: Literal["", "ablate", "swap"], edges: float, expected: tuple[str, str]
+) -> None:
+    """The gap is 4, of which 2 % are none."""
+    neighbour = Neighbour(NodeId.parse("logits"), edges)
+    evidence = Evidence(NODE, "model", outputs=(neighbour,), foretold=foretold, causal=(effect(1.0),))
+    expects = RuleLabeler().label(evidence).expects
+    assert expects is not None and (expects.change, expects.direction) == expected
