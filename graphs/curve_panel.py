@@ -13,6 +13,8 @@ from graphs.scale import Scale, tick_text
 from graphs.step_axis import StepAxis
 
 _LETTER = 11.5
+_MANY = 60
+"""Lines over more steps than these have no points."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,14 @@ def _curve(
     if curve.low and curve.high:
         parts += _band(curve, known, xs, faint, place)
     parts += _pieces(curve, known, xs, faint, place)
-    radius = 2.4 if len(xs) <= 60 else 1.4
+    bare = bool(curve.dash) or len(xs) > _MANY
     for i in known:
         value = curve.values[i]
         assert value is not None
-        fill = "none" if curve.dash and len(known) > 1 else "#ffffff" if faint[i] else curve.colour
+        fill = "none" if bare and len(known) > 1 else "#ffffff" if faint[i] else curve.colour
         line = "none" if fill == "none" else curve.colour
         tip = svg_title(f"{curve.name} at {names[i]}: {value:.4g}{_interval(curve, i)}")
-        dot = f'cx="{xs[i]:.1f}" cy="{place(value):.1f}" r="{radius:g}" fill="{fill}" stroke="{line}"'
+        dot = f'cx="{xs[i]:.1f}" cy="{place(value):.1f}" r="2.4" fill="{fill}" stroke="{line}"'
         parts.append(f'<circle {dot} pointer-events="all">{tip}</circle>')
     return "".join(parts)
 

@@ -65,6 +65,31 @@ def appearance(scores: Float[np.ndarray, " step"]) -> tuple[int | None, int | No
     return int(np.argmax(there)), int(absent[-1]) + 1 if len(absent) else 0
 
 
+def passing_edges(
+    scores: Sequence[EdgeScores],
+    own: Sequence[Circuit | None],
+    circuit: Circuit,
+    gaps: Float[np.ndarray, " step"],
+    most: int,
+) -> tuple[tuple[EdgeCourse, int], ...]:
+    """Edges that were in some step's own circuit and are not in `circuit`, with the place of the step where their share of
+    the metric's gap was largest: those with the largest share first, `most` at most. Steps without a gap (NaN) do not count.
+    """
+    told = [place for place in range(len(own)) if own[place] is not None and not np.isnan(gaps[place])]
+    seen = np.zeros_like(circuit.kept)
+    for place in told:
+        one = own[place]
+        assert one is not None
+        seen |= one.kept
+    gone = Circuit(circuit.topology, seen & ~circuit.kept)
+    found = []
+    for course in edge_courses(scores, gone, gaps) if gone.edge_count else ():
+        shares = np.abs(course.scores[told] / gaps[told])
+        found.append((float(shares.max()), course, told[int(shares.argmax())]))
+    found.sort(key=lambda one: -one[0])
+    return tuple((course, place) for _, course, place in found[:most])
+
+
 def lasting(holds: Sequence[bool]) -> int | None:
     """The place from which something holds at every later step too; None where it does not hold at the last one."""
     if not holds or not holds[-1]:

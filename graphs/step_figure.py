@@ -16,7 +16,8 @@ from graphs.step_axis import StepAxis
 
 _LEFT, _RIGHT, _WIDE = 168.0, 150.0, 540.0
 _PANEL, _BETWEEN = 104.0, 34.0
-_MOST_ROWS = 48
+_NARROW = 6.0
+"""Cells that are on average narrower than this have no white lines between them."""
 _ABSENT = "#d9d9d9"
 
 
@@ -51,7 +52,7 @@ class StepFigure:
     panels: tuple[CurvePanel, ...]
     """From top to bottom."""
     rows: tuple[Row, ...]
-    """From top to bottom; of many only the first are drawn."""
+    """From top to bottom."""
     rows_title: str = ""
     """What the rows are."""
     rows_note: str = ""
@@ -108,16 +109,17 @@ def _moments(figure: StepFigure, axis: StepAxis, y: float, first: float, last: f
 
 def _rows(figure: StepFigure, axis: StepAxis, y: float) -> tuple[list[str], float]:
     """The cells with their names and the scale of colours; with the lower end."""
-    shown = figure.rows[:_MOST_ROWS]
+    shown = figure.rows
     high = 15.0 if len(shown) <= 24 else 11.0
+    line = '<g stroke="#ffffff" stroke-width="0.4">'
+    line = line if _WIDE / len(figure.steps) > _NARROW else "<g>"
     size = min(10.0, high - 1.5)
-    more = f" ({len(shown)} of {len(figure.rows)})" if len(shown) < len(figure.rows) else ""
-    parts = [svg_text(shorten(figure.rows_title + more, 100), _LEFT, y - 9, 12, bold=True)]
+    parts = [svg_text(shorten(figure.rows_title, 100), _LEFT, y - 9, 12, bold=True)]
     parts.append(svg_text(figure.rows_note, axis.right + 8, y - 9, 10.5, GREY))
     for number, row in enumerate(shown):
         at = y + number * high
         parts.append(svg_text(shorten(row.name, 26), _LEFT - 7, at + high / 2 + 3.4, size, anchor="end"))
-        parts += ['<g stroke="#ffffff" stroke-width="0.4">', *_cells(row, figure, axis, at, high), "</g>"]
+        parts += [line, *_cells(row, figure, axis, at, high), "</g>"]
         parts += _marks(row, axis, at, high)
         parts.append(svg_text(row.note, axis.right + 8, at + high / 2 + 3.4, size, "#444444"))
     bottom = y + high * len(shown)
@@ -133,7 +135,7 @@ def _cells(row: Row, figure: StepFigure, axis: StepAxis, y: float, high: float) 
         value = float(row.values[place])
         fill = colour(value / largest, 1.0) if math.isfinite(value) else _ABSENT
         tip = svg_title(f"{row.name} at {figure.names[place]}: {value:+.4g}")
-        box = f'x="{left:.1f}" y="{y:.1f}" width="{right - left:.2f}" height="{high:g}"'
+        box = f'x="{left:.2f}" y="{y:.1f}" width="{right - left + 0.4:.2f}" height="{high:g}"'
         parts.append(f'<rect {box} fill="{fill}">{tip}</rect>')
     return parts
 

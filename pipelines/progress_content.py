@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "edgewise-progress", 1
 TOLD, SURE = 0.02, 3.0
 """Faithfulness is told from where the metric's gap (all edges less none) is at least this share of the largest gap of all
-steps, and so many of its own standard errors from 0: below that it is a ratio of noise."""
+steps, of the same sign, and so many of its own standard errors from 0: else it is a ratio of noise, or of something else."""
+MOST_ROWS = 48
+"""Edges that are drawn, and passing ones that are listed."""
 BLACK, BLUE, VERMILION, GREY, GREEN, PURPLE = "#222222", "#0072B2", "#D55E00", "#8a8a8a", "#009E73", "#AA4499"
 
 
@@ -29,7 +31,7 @@ def content_of(
 ) -> dict[str, Any]:
     """The content of progress.json. circuit: the fixed one; None: each step's own. name: what is in training."""
     from graphs.circuit import Circuit
-    from graphs.development import edge_courses
+    from graphs.development import edge_courses, passing_edges
 
     run, config = steps[-1].store.run, steps[-1].config
     shown = circuit or next((Circuit(s.own.topology, s.own.kept) for s in reversed(steps) if s.own is not None), None)
@@ -38,6 +40,7 @@ def content_of(
     rows = _rows(steps)
     gaps = np.array([row["gap"] if row["told"] else math.nan for row in rows])
     courses = edge_courses(scores, shown, gaps)
+    passing = passing_edges(scores, [step.own for step in steps], shown, gaps, MOST_ROWS)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -52,6 +55,10 @@ def content_of(
         "reach": config.selection.reach,
         "steps": rows,
         "edges": [_edge(course, rows) for course in courses],
+        "passing": [
+            {"edge": str(course.edge), "peak": rows[place]["step"], "scores": course.scores.tolist()}
+            for course, place in passing
+        ],
         "failed": [dict(one) for one in failed],
     }
 
@@ -63,7 +70,7 @@ def _rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
     own = [step.own for step in steps]
     beside = {"previous": overlaps(own, [None, *own[:-1]]), "last": overlaps(own, [own[-1]] * len(own))}
-    largest = max(abs(step.found["gap"]) for step in steps)
+    largest = max((step.found["gap"] for step in steps), key=abs)
     rows = []
     for place, step in enumerate(steps):
         row = {
@@ -88,8 +95,8 @@ def _rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _told(found: Mapping[str, Any], largest: float) -> bool:
-    gap, error = abs(found["gap"]), found["gap_stderr"]
-    return gap > 0 and gap >= TOLD * largest and (error is None or gap > SURE * error)
+    gap, error = found["gap"] * math.copysign(1.0, largest), found["gap_stderr"]
+    return gap > 0 and gap >= TOLD * abs(largest) and (error is None or gap > SURE * error)
 
 
 def _own(step: Step) -> dict[str, Any] | None:
@@ -142,6 +149,8 @@ def figure_of(content: Mapping[str, Any]) -> StepFigure:
         f"circuit: {circuit['edges']:,} of {circuit['possible']:,} edges, {circuit['origin']}",
         *(f"left out: {one['checkpoint']}: {one['reason']}" for one in content["failed"]),
     )
+    count = len(content["edges"])
+    more = f" ({MOST_ROWS} of {count:,}: the strongest at the end)" if count > MOST_ROWS else ""
     words = {
         "known": "prefers the answer",
         "circuit": f"circuit {content['reach']:g} faithful",
@@ -155,7 +164,7 @@ def figure_of(content: Mapping[str, Any]) -> StepFigure:
         names=tuple(row["checkpoint"] for row in rows),
         panels=_panels(content),
         rows=_heat_rows(content),
-        rows_title="scores of the circuit's edges, by when they appear",
+        rows_title=f"scores of the circuit's edges, by when they appear{more}",
         rows_note="final score",
         mark_note="half of the final score",
         dot_note="half of its share",
@@ -231,6 +240,8 @@ def _heat_rows(content: Mapping[str, Any]) -> tuple[Any, ...]:
     from graphs.step_figure import Row
 
     places = {row["step"]: place for place, row in enumerate(content["steps"])}
+    strongest = sorted(content["edges"], key=lambda edge: -abs(edge["scores"][-1]))[:MOST_ROWS]
+    names = {edge["edge"] for edge in strongest}
     return tuple(
         Row(
             edge["edge"],
@@ -240,4 +251,5 @@ def _heat_rows(content: Mapping[str, Any]) -> tuple[Any, ...]:
             f"{edge['scores'][-1]:+.3g}",
         )
         for edge in content["edges"]
+        if edge["edge"] in names
     )

@@ -109,6 +109,7 @@ def progress_summary(done: Progress) -> str:
             ),
             *_moment_lines(content),
             *_edge_lines(content["edges"]),
+            *_passing_lines(content["passing"]),
             "",
             *(f"wrote {path}" for path in done.written),
         ]
@@ -167,6 +168,14 @@ def _edge_lines(edges: Sequence[Mapping[str, Any]], most: int = 5) -> list[str]:
         return []
     which = "" if len(shown) == len(there) else f" (the first {most} and the last {most} of {len(there):,})"
     return ["", f"edges reach half of their final score{which}:", *table(rows, left=1)]
+
+
+def _passing_lines(edges: Sequence[Mapping[str, Any]], most: int = 5) -> list[str]:
+    """The strongest edges of earlier circuits that the watched one lacks."""
+    if not edges:
+        return []
+    named = ", ".join(f"{edge['edge']} (step {edge['peak']:,})" for edge in edges[:most])
+    return ["", f"in circuits of other steps and not in this one, with the step of their largest share: {named}"]
 
 
 def complaint(done: Progress) -> str | None:
