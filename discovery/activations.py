@@ -95,14 +95,14 @@ class LayerSwitch:
 def copy_cache(cache: DynamicCache | None, repeats: int = 1, layer: int | None = None) -> DynamicCache | None:
     """A cache that a forward pass may grow without changing the original.
 
-    repeats: how many times the rows of `layer`, the only one that is called, stand one after the other (several masks).
+    repeats: how many times the rows of `layer`, where it is the only one that is called, or of all layers stand one after the
+    other (several masks, several points).
     """
     if cache is None:
         return None
     twin = copy.copy(cache)
     twin.layers = [copy.copy(each) for each in cache.layers]  # tensors are replaced by updates, never written into
-    if repeats > 1 and layer is not None:
-        called = cast(Any, twin.layers[layer])
+    for called in cast(Any, twin.layers if layer is None else [twin.layers[layer]]) if repeats > 1 else ():
         if called.is_initialized:
             called.keys = called.keys.repeat(repeats, 1, 1, 1)
             called.values = called.values.repeat(repeats, 1, 1, 1)
