@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.config import ModelConfig
-from pipelines.inputs import load, model_place, model_title
+from pipelines.model_source import load, model_place, model_title
 from pipelines.settings import ConfigError
 from pipelines.summary import table
 

@@ -194,14 +194,14 @@ def _trace(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in taken},
     )
     if options.prompt is None:
-        from pipelines.summary import task_trace_summary
+        from pipelines.trace_summary import task_trace_summary
         from pipelines.trace_task import trace_task
 
         found = trace_task(config, settings, options.align, options.least_frequency, options.overwrite)
         store, lines = found[0], task_trace_summary(found[1], found[2])
     else:
-        from pipelines.summary import trace_summary
         from pipelines.trace import trace
+        from pipelines.trace_summary import trace_summary
 
         store, graph = trace(settings, config.out, _names(options.formats, "--formats"), options.overwrite)
         lines = trace_summary(graph)

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import ModelConfig, TranscodersConfig
-from pipelines.inputs import load, model_title
+from pipelines.model_source import load, model_title
 from pipelines.settings import ConfigError
 from pipelines.summary import table
 from pipelines.transcoders import read_transcoders, transcoders_place

@@ -20,7 +20,7 @@ def export_stored(store: RunStore, formats: tuple[str, ...]) -> list[Path]:
         from pipelines.trace import export_traced
 
         return export_traced(store, formats)
-    from pipelines.discover import export_run
+    from pipelines.circuit_exports import export_run
 
     return [path for path in export_run(store, formats) if path.parent != store.directory]
 

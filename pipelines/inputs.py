@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock
-from pipelines.config import ModelConfig, RunConfig
-from pipelines.fingerprint import hash_file, hash_model_directory, hash_pairs
+from pipelines.config import RunConfig
+from pipelines.fingerprint import hash_file, hash_pairs
+from pipelines.model_source import hash_model, load, model_title
 from pipelines.settings import ConfigError
 from pipelines.transcoders import hash_transcoders, read_transcoders
 
@@ -23,48 +23,6 @@ if TYPE_CHECKING:
     from discovery.preparation import AblationSettings
     from discovery.task import Task
     from discovery.workload import Workload
-
-
-def model_place(config: ModelConfig) -> str:
-    """The hub name or directory to load: the embedded model's where none is named."""
-    if config.name is not None:
-        return config.name
-    from discovery.demo import model_directory
-
-    return str(model_directory())
-
-
-def model_title(config: ModelConfig) -> str:
-    """What the model is called in titles."""
-    if config.name is None:
-        return "the embedded model"
-    name = Path(config.name).name if Path(config.name).is_dir() else config.name
-    return name if config.revision is None else f"{name}@{config.revision}"
-
-
-def hash_model(config: ModelConfig) -> Mapping[str, str | None]:
-    """SHA-256 of each of the model's files in a directory, or the commit of a hub name."""
-    place = model_place(config)
-    if Path(place).is_dir():
-        return hash_model_directory(Path(place))
-    from discovery.loading import commit_of
-
-    return {"commit": commit_of(place, config.revision)}
-
-
-def load(config: ModelConfig) -> ComponentModel:
-    """The model of these settings."""
-    from discovery.loading import load_model
-
-    return load_model(
-        model_place(config),
-        dtype=config.dtype,
-        device=config.device,
-        device_map=config.device_map,
-        kv_heads=config.kv_heads,
-        trust_remote_code=config.trust_remote_code,
-        revision=config.revision,
-    )
 
 
 def read_task(config: RunConfig) -> Task:

@@ -11,8 +11,9 @@ from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import RunConfig
 from pipelines.discover import settings_of
 from pipelines.fingerprint import edgewise_version, hash_file, hash_settings, versions
-from pipelines.inputs import Inputs, hash_model, load, model_title, read_task
+from pipelines.inputs import Inputs, read_task
 from pipelines.intervene_flags import FREEZES, Request
+from pipelines.model_source import hash_model, load, model_title
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
 from pipelines.transcoders import hash_transcoders, transcoders_place

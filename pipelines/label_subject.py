@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.clock import Clock
 from pipelines.config import ModelConfig, RunConfig, TranscodersConfig
-from pipelines.inputs import Inputs, load, model_place, model_title, read_task
+from pipelines.inputs import Inputs, read_task
+from pipelines.model_source import load, model_place, model_title
 from pipelines.settings import ConfigError, build, from_file
 from pipelines.store import CIRCUIT, CONFIG, CONTRAST, GRAPH, TASK_GRAPH, RunConflict, RunStore
 from pipelines.transcoders import read_transcoders, transcoders_place

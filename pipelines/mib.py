@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphs.exporters import Exporter
-from pipelines.discover import stored_view
+from pipelines.circuit_exports import stored_view
 from pipelines.settings import ConfigError
 from pipelines.store import RunConflict, RunStore
 

@@ -10,7 +10,8 @@ from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import RunConfig
 from pipelines.discover import default_directory, settings_of
 from pipelines.fingerprint import edgewise_version, versions
-from pipelines.inputs import Inputs, model_title, read_task
+from pipelines.inputs import Inputs, read_task
+from pipelines.model_source import model_title
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
 

@@ -11,7 +11,8 @@ import numpy as np
 from pipelines.config import RunConfig
 from pipelines.default_method import AUTO, CANDIDATES
 from pipelines.inputs import Inputs
-from pipelines.store import UNFINISHED, UNFINISHED_RERUNS, RunStore, StoredJournal
+from pipelines.store import UNFINISHED, UNFINISHED_RERUNS, RunStore
+from pipelines.stored_journal import StoredJournal
 from pipelines.stored_pieces import StoredPieces
 
 if TYPE_CHECKING:

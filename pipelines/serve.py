@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from pipelines.config import ModelConfig
-from pipelines.inputs import model_place
+from pipelines.model_source import model_place
 from pipelines.settings import ConfigError
 
 EMBEDDED = "embedded"

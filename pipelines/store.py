@@ -51,27 +51,6 @@ class RunConflict(ValueError):
     """A run directory that holds results of other settings, inputs or versions, or files that cannot be read."""
 
 
-class StoredJournal:
-    """The unfinished work of one step of a run; see `discovery.journal`."""
-
-    def __init__(self, store: RunStore, name: str) -> None:
-        self._store = store
-        self._name = name
-
-    def read(self) -> bytes | None:
-        """What was written last."""
-        path = self._store.path(self._name)
-        return path.read_bytes() if path.exists() else None
-
-    def write(self, content: bytes) -> None:
-        """Replaces what was written before."""
-        self._store.write_bytes(self._name, content)
-
-    def clear(self) -> None:
-        """Forgets it: the step is done."""
-        self._store.path(self._name).unlink(missing_ok=True)
-
-
 class RunStore:
     """One run directory.
 

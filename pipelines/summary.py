@@ -11,8 +11,7 @@ from pipelines.default_method import method_name
 from pipelines.method_summary import method_lines
 
 if TYPE_CHECKING:
-    from graphs.pruned import PrunedGraph
-    from graphs.task_graph import TaskGraph
+    pass
 
 STEPS = (
     *("task", "hashes", "model", "batches", "transcoders", "features", "check", "ablation", "scores", "gates"),
@@ -49,91 +48,6 @@ def discovery_summary(
         *(f"wrote {path}" for path in written),
     ]
     return "\n".join(lines)
-
-
-def trace_summary(graph: PrunedGraph) -> str:
-    """The table of `edgewise trace`."""
-    facts, scores = graph.facts, graph.scores
-    nodes, edges = graph.whole or (0, 0)
-    lines = [
-        graph.heading,
-        "",
-        f"active        {facts.get('active_features', 0):,} features; {nodes:,} nodes and {edges:,} edges stored",
-        f"pruned        {len(graph.nodes):,} nodes, {len(graph.edges):,} edges",
-    ]
-    if scores is not None:
-        lines += [
-            f"replacement   {_number(scores.replacement)}  (share of the influence that starts at tokens, not errors)",
-            f"completeness  {_number(scores.completeness)}  (strict: {_number(scores.completeness_strict)})",
-        ]
-    if "closure" in facts:
-        lines.append(f"closure       {facts['closure']:.0e}  (rows with every constant against the model's own values)")
-    validation = facts.get("validation")
-    if validation is not None:
-        exact = validation["exactness"]
-        lines.append(f"exactness     {exact['within']} of {exact['edges']} strongest edges, everything frozen")
-        for name, title in (("attention", "attention held"), ("none", "all live")):
-            found = validation["agreement"]["features"][name]
-            lines.append(
-                f"interventions {_number(found['signs'])} signs agree, correlation {_number(found['pearson'])} "
-                f"({found['count']} effects of features, {title})"
-            )
-    if facts.get("head_flow"):
-        heads = [f"{head} {share:.2f}" for head, share in list(facts["head_flow"].items())[:6]]
-        lines.append(f"heads         {', '.join(heads)}  (influence on the targets that sources send through them)")
-    return "\n".join([*lines, "", *_strongest_lines(graph), ""])
-
-
-def task_trace_summary(together: TaskGraph, differing: TaskGraph) -> str:
-    """The tables of `edgewise trace` over a task."""
-    from graphs.task_graph import wilson
-
-    rows = [("edge", "prompts", "95 %", "share", "weight")]
-    low, high = wilson(together.edge_counts, together.prompts)
-    order = sorted(range(len(together.edges)), key=lambda i: -abs(float(together.shares[0, i])))
-    for place in order[:10]:
-        rows.append(
-            (
-                together.edge_names[place],
-                f"{int(together.edge_counts[0, place])}/{together.prompts}",
-                f"[{low[0, place]:.2f}, {high[0, place]:.2f}]",
-                _number(float(together.shares[0, place]), 3),
-                _number(float(together.weights[0, place]), 3),
-            )
-        )
-    return "\n".join([together.title, "", *table(rows, left=1), "", *_contrast_lines(differing), ""])
-
-
-def _contrast_lines(graph: TaskGraph, most: int = 10) -> list[str]:
-    rows: list[tuple[str, ...]] = [("edge", "clean", "corrupt", "difference", "error", "same sign")]
-    for place in sorted(range(len(graph.edges)), key=lambda i: -abs(float(graph.effect[i])))[:most]:
-        rows.append(
-            (
-                graph.edge_names[place],
-                *(f"{int(count)}/{graph.prompts}" for count in graph.edge_counts[:, place]),
-                _number(float(graph.effect[place]), 3),
-                _number(float(graph.stderr[place]), 3),
-                _number(float(graph.agreement[place])),
-            )
-        )
-    return [graph.title, "", *table(rows, left=1)]
-
-
-def _strongest_lines(graph: PrunedGraph, most: int = 10) -> list[str]:
-    """The most influential features and errors, and what is explained."""
-    rows = [("node", "influence", "activation", "label")]
-    for place in graph.targets.tolist():
-        rows.append((str(graph.nodes[place]), "target", _number(float(graph.activations[place])), _label(graph, place)))
-    inner = [i for i, node in enumerate(graph.nodes) if node.kind in ("feature", "error") and i not in graph.targets]
-    for place in sorted(inner, key=lambda i: -graph.influence[i])[:most]:
-        active = graph.nodes[place].kind == "feature"
-        value = _number(float(graph.activations[place])) if active else "-"
-        rows.append((str(graph.nodes[place]), _number(float(graph.influence[place]), 3), value, _label(graph, place)))
-    return table(rows, left=1)
-
-
-def _label(graph: PrunedGraph, place: int) -> str:
-    return repr(graph.label(graph.nodes[place])) if graph.label(graph.nodes[place]) else "-"
 
 
 def evaluation_summary(evaluation: Mapping[str, Any]) -> str:
@@ -178,7 +92,7 @@ def _node_lines(run: Mapping[str, Any]) -> list[str]:
         return []
 
     def named(found: Sequence[Mapping[str, Any]]) -> str:
-        return "  ".join(f"{one['name']} {_number(one['score'])}" for one in found)
+        return "  ".join(f"{one['name']} {number(one['score'])}" for one in found)
 
     what = f"{nodes['vectors']:,} q/k/v vectors" + (f" and {nodes['neurons']:,} neurons" if nodes["neurons"] else "")
     lines = [f"nodes         {named(nodes['top'])}  (of {nodes['count']:,})"]
@@ -190,7 +104,7 @@ def _refined_lines(run: Mapping[str, Any]) -> list[str]:
     found = run.get("refined")
     if found is None:
         return []
-    change = f"faithfulness {_number(found['before'])} -> {_number(found['after'])} on the scoring split"
+    change = f"faithfulness {number(found['before'])} -> {number(found['after'])} on the scoring split"
     return [f"refined       {change}, {found['new_edges']} edges new, {found['runs']:,} circuits run"]
 
 
@@ -205,33 +119,33 @@ def _circuit_line(possible: int, counts: Mapping[str, int]) -> str:
 
 def _judgement_lines(evaluation: Mapping[str, Any]) -> list[str]:
     own, rivals = evaluation["circuit"], evaluation.get("rivals")
-    train = "" if own.get("train") is None else f"  ({_number(own['train'])} on pairs that were scored)"
-    lines = [f"faithfulness  {_number(own['faithfulness'])}{_interval(own)}{train}"]
+    train = "" if own.get("train") is None else f"  ({number(own['train'])} on pairs that were scored)"
+    lines = [f"faithfulness  {number(own['faithfulness'])}{_interval(own)}{train}"]
     if own.get("error_share") is not None:
         lines.append(
             f"error nodes   {percent(own['error_share'], 1)} of the circuit's |score|; "
-            f"faithfulness without them {_number(evaluation['without_errors']['faithfulness'])}"
+            f"faithfulness without them {number(evaluation['without_errors']['faithfulness'])}"
         )
     if own.get("completeness") is not None:
-        lines.append(f"completeness  {_number(own['completeness'])}  (faithfulness of all the other edges)")
+        lines.append(f"completeness  {number(own['completeness'])}  (faithfulness of all the other edges)")
     if rivals:
         lines.append(
-            f"random        {_number(sum(rivals['random']) / len(rivals['random']))}  (mean of {len(rivals['random'])} "
-            f"random circuits of whole paths, no smaller; 95th percentile {_number(rivals['percentile_95'])})"
+            f"random        {number(sum(rivals['random']) / len(rivals['random']))}  (mean of {len(rivals['random'])} "
+            f"random circuits of whole paths, no smaller; 95th percentile {number(rivals['percentile_95'])})"
         )
     lines += _stability_lines(evaluation)
     missed = evaluation.get("missed")
     if missed and missed["bound"] is not None:
         lines.append(
-            f"missed        {_number(missed['bound'], 3)}  (none of the {missed['nodes']} nodes left out does more, at "
+            f"missed        {number(missed['bound'], 3)}  (none of the {missed['nodes']} nodes left out does more, at "
             f"{missed['confidence']:.0%}; {percent(missed['share'], 1)} of the whole effect; {missed['samples']} subsets)"
         )
     lines.append(
-        f"CMD           {_number(evaluation['cmd'], 3)}  (CPR {_number(evaluation['cpr'])}, "
-        f"CMD over log size {_number(evaluation['cmd_log'])})"
+        f"CMD           {number(evaluation['cmd'], 3)}  (CPR {number(evaluation['cpr'])}, "
+        f"CMD over log size {number(evaluation['cmd_log'])})"
     )
     if evaluation.get("auroc") is not None:
-        lines.append(f"AUROC         {_number(evaluation['auroc'], 3)}  (scores against the ground truth)")
+        lines.append(f"AUROC         {number(evaluation['auroc'], 3)}  (scores against the ground truth)")
     return [*lines, *_test_lines(evaluation.get("tests", [])), *_warning_lines(evaluation.get("warnings", []))]
 
 
@@ -242,7 +156,7 @@ def _stability_lines(evaluation: Mapping[str, Any]) -> list[str]:
         found = stability.get(kind)
         if found:
             sure = f"; {stability['sure']:,} edges in nearly all" if kind == "resamples" else ""
-            overlap = f"{_number(found['mean'])}{_interval(found)}"
+            overlap = f"{number(found['mean'])}{_interval(found)}"
             lines.append(f"stability     {overlap}  (overlap of edges between {found['draws']} {words}{sure})")
     return lines
 
@@ -283,11 +197,11 @@ def curve_lines(evaluation: Mapping[str, Any]) -> list[str]:
             (
                 f"{100 * point['size']:g} %",
                 f"{point['edges']:,}",
-                _number(point["faithfulness"]),
+                number(point["faithfulness"]),
                 _interval(point).strip(),
-                _number(point.get("completeness")),
-                _number(point.get("random")),
-                _number(point.get("train")),
+                number(point.get("completeness")),
+                number(point.get("random")),
+                number(point.get("train")),
             )
         )
     return table(rows)
@@ -314,7 +228,7 @@ def _seconds(seconds: Mapping[str, float], reused: Sequence[str]) -> str:
     return "seconds       " + "  ".join(shown)
 
 
-def _number(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:z.{digits}f}"  # z: no minus before a rounded zero
 
 

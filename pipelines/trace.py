@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import ModelConfig, TranscodersConfig
 from pipelines.fingerprint import edgewise_version, hash_settings, versions
-from pipelines.inputs import hash_model, load, model_title
+from pipelines.model_source import hash_model, load, model_title
 from pipelines.settings import ConfigError
 from pipelines.store import ADJACENCY, EXPORTS, GRAPH, NODES, VALIDATION, RunStore
 from pipelines.transcoders import hash_transcoders, read_transcoders, transcoders_place

@@ -13,9 +13,11 @@ from pipelines.clock import Clock, peak_memory_bytes
 from pipelines.config import RunConfig
 from pipelines.discover import settings_of
 from pipelines.fingerprint import edgewise_version, hash_pairs, hash_settings, versions
-from pipelines.inputs import hash_model, load, model_title, read_task
-from pipelines.settings import ConfigError, to_toml
+from pipelines.inputs import read_task
+from pipelines.model_source import hash_model, load, model_title
+from pipelines.settings import ConfigError
 from pipelines.store import CONTRAST, EXPORTS, TASK_GRAPH, RunStore
+from pipelines.toml_text import to_toml
 from pipelines.trace import TraceSettings, check_tokens
 from pipelines.transcoders import hash_transcoders, read_transcoders, transcoders_place
 

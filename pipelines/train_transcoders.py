@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.clock import Clock
 from pipelines.config import RunConfig
 from pipelines.fingerprint import edgewise_version, hash_file, hash_settings, versions
-from pipelines.inputs import hash_model, load, model_title
+from pipelines.model_source import hash_model, load, model_title
 from pipelines.settings import ConfigError
 from pipelines.store import RunStore
 from pipelines.summary import table

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.config import MethodConfig, RunConfig
-from pipelines.settings import to_toml
 from pipelines.store import RunStore
+from pipelines.toml_text import to_toml
 from pipelines.tune_bench import Bench, Scored, largest_score
 from pipelines.tune_config import OBJECTIVES
 from pipelines.tune_space import BASELINE, Facts, Space

@@ -12,7 +12,8 @@ import pytest
 from pipelines.config import EvaluationConfig, MethodConfig, ModelConfig, RunConfig, SelectionConfig, TaskConfig
 from pipelines.flags import FLAGS, flag_settings
 from pipelines.parser import make_parser
-from pipelines.settings import ConfigError, build, from_assignments, from_file, known_paths, resolve, to_toml
+from pipelines.settings import ConfigError, build, from_assignments, from_file, known_paths, resolve
+from pipelines.toml_text import to_toml
 
 WILD = RunConfig(
     model=ModelConfig(name='a "quoted"\\ name\x7f\n', dtype="bfloat16", kv_heads="query", trust_remote_code=True),
