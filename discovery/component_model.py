@@ -174,6 +174,11 @@ class ComponentModel:
         return self._shown(mean_over_rows(rows, batch)).float()
 
     @property
+    def graph_without_spans(self) -> Topology:
+        """The graph that a run computes, with every node once."""
+        return self.all_nodes
+
+    @property
     def all_nodes(self) -> Topology:
         """The graph that a run computes, of which `topology` may show a part."""
         return self.topology

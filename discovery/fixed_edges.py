@@ -29,14 +29,14 @@ def fixed_edges(model: ComponentModel, batch: Batch, run: NodePass, fixes: Fixes
         gradients = SlotGradients(model.blocks, model.dtype, model.features)
         mixes.append(gradients.add(run.seen, run.value, also=run.seen.mix))
         rows = contract(model.blocks, run.differences, gradients, model.features)
-        total = total + _magnitude(sum_rows(rows, batch), fixes, layers)
+        total = total + magnitude(sum_rows(rows, batch), fixes, layers)
     run.switch.dropped = None
     if fixes.qk_fix:
         _sharpen(model, batch, run, mixes, fixes, total)
     return total
 
 
-def _magnitude(scores: Tensor, fixes: Fixes, layers: int) -> Tensor:
+def magnitude(scores: Tensor, fixes: Fixes, layers: int) -> Tensor:
     """One gradient's share: of its absolute values under GradDrop."""
     return scores.abs() / max(1, layers - 1) if fixes.grad_drop else scores
 
@@ -55,7 +55,7 @@ def _sharpen(
     for block in model.blocks:
         at_mix = torch.stack([mix[block.index] for mix in mixes]).unflatten(-1, (block.heads, block.d_head))
         for effects in saturation.edge_effects(block, known, at_mix).values():
-            pairs = [_magnitude(sum_rows(rows, batch), fixes, len(model.blocks)) for rows in effects]
+            pairs = [magnitude(sum_rows(rows, batch), fixes, len(model.blocks)) for rows in effects]
             found = torch.stack(pairs).sum(0).to(scores.device)
             scores[:, : found.shape[1], column : column + found.shape[2]] = found
             column += found.shape[2]

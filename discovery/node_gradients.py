@@ -110,7 +110,7 @@ class NodePass:
                 slots.append((change * gradient).sum((1, 3)))
             written = self._mlp_effects(block, mlps[block.index])
             slots.append(torch.zeros_like(written))
-            sources += [self._head_effects(block, attention[block.index]), written]
+            sources += [self._head_changes(block, attention[block.index]).sum(1), written]
         slots.append(torch.zeros_like(sources[0]))
         hidden = None
         if self._neurons:
@@ -118,10 +118,10 @@ class NodePass:
             hidden = torch.stack([(change * gradient).sum(1).to(entry.device) for change, gradient in at_neurons], 1)
         return _join(sources), _join(slots), hidden
 
-    def _head_effects(self, block: Block, gradient: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row head"]:
+    def _head_changes(self, block: Block, gradient: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos head"]:
         change = self.differences.heads[block.index]
         at_mix = gradient @ head_writers(block, change.dtype).flatten(0, 1).t()
-        return (change * at_mix.unflatten(-1, (block.heads, -1))).sum((1, 3))
+        return (change * at_mix.unflatten(-1, (block.heads, -1))).sum(3)
 
     def _mlp_effects(self, block: Block, gradient: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row some"]:
         """Of the MLP, or of its features and the error node."""

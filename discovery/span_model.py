@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,16 @@ from discovery.batch import Batch
 from discovery.batch_state import sum_rows
 from discovery.block_run import Recorded
 from discovery.component_model import ComponentModel
+from discovery.information_flow import InformationFlow, mean_over_rows
 from discovery.metrics import Metric
 from discovery.model import Point
-from discovery.node_effects import NodeEffects
+from discovery.node_effects import NO_FIXES, Fixes, NodeEffects
+from discovery.node_gradients import node_effects
 from discovery.patched_run import Observer
 from discovery.recording import session
 from discovery.rules import PLAIN, Rules
 from discovery.span_gradients import SpanContraction, SpanGradients
+from discovery.span_nodes import SpanNodePass, fixed_span_edges
 from discovery.span_places import SpanPlaces, numbered
 from discovery.span_run import SpanRun
 from graphs.span_topology import Spans, span_topology
@@ -61,17 +63,41 @@ class SpanModel(ComponentModel):
             rows = SpanContraction(change, gradients).scores()
         return sum_rows(rows, batch).cpu()
 
-    def linearize_nodes(self, *arguments: Any, **options: Any) -> NodeEffects:
-        """Not for graphs with spans: raises ValueError."""
-        raise ValueError("nodes have no scores of their own in a graph with spans: leave out --spans, or score edges")
+    def linearize_nodes(
+        self, batch: Batch, metric: Metric, ablation: Ablation, fixes: Fixes = NO_FIXES, neurons: bool = False
+    ) -> NodeEffects:
+        """See `PatchableModel.linearize_nodes`; a q, k or v vector at a span is what the head finds when it looks from there.
 
-    def linearize_fixed(self, *arguments: Any, **options: Any) -> Tensor:
-        """Not for graphs with spans: raises ValueError."""
-        raise ValueError("method 'atp-star' does not know graphs with spans: leave out --spans, or use another method")
+        Neurons are no nodes of the graph: their effects are those at all positions.
+        """
+        reference = self.full_logits(batch).to(self.dtype) if metric.needs_reference else None
+        with session(self.hf, self.arch, self.blocks), torch.no_grad():
+            state = self._prepare(batch, ablation)
+            run = SpanNodePass(self, state, metric, reference, neurons, self._places())
+            return node_effects(self, batch, run, fixes)
 
-    def flow(self, batch: Batch, tau: float) -> Tensor:
-        """Not for graphs with spans: raises ValueError."""
-        raise ValueError("method 'information-flow' does not know graphs with spans: leave out --spans")
+    def linearize_fixed(
+        self, batch: Batch, metric: Metric, ablation: Ablation, fixes: Fixes
+    ) -> Float[Tensor, "pair src dst"]:
+        """See `PatchableModel.linearize_fixed`."""
+        reference = self.full_logits(batch).to(self.dtype) if metric.needs_reference else None
+        with session(self.hf, self.arch, self.blocks), torch.no_grad():
+            state = self._prepare(batch, ablation)
+            places = self._places()
+            run = SpanNodePass(self, state, metric, reference, False, places)
+            return fixed_span_edges(self, batch, run, places, fixes).cpu()
+
+    def flow(self, batch: Batch, tau: float) -> Float[Tensor, "pair src dst"]:
+        """See `PatchableModel.flow`; shares of keys and values are apart for every span that looks."""
+        spans = numbered(batch, self.spans.names)
+        with session(self.hf, self.arch, self.blocks), torch.no_grad():
+            rows = InformationFlow(self, batch, tau, spans, len(self.spans.names)).scores()
+        return mean_over_rows(rows, batch).float()
+
+    @property
+    def graph_without_spans(self) -> Topology:
+        """See `ComponentModel`."""
+        return self.base
 
     def _patched_run(self, recorded: Recorded, masks: Tensor, every_slot: bool, observe: Observer | None) -> SpanRun:
         return SpanRun(

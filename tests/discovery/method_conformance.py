@@ -26,7 +26,7 @@ QUICK = {
     "edge-masks": {"steps": 2, "samples": 2, "start": "eap"},
     "uniform-gradients": {"steps": 2, "samples": 2},
     "acdc": {"screen": False},
-    "screen-verify": {"steps": 2},
+    "screen-verify": {"steps": 2, "order": "exact"},
     "conditional": {"base": "eap"},
 }
 """Options under which a method says the same sort of thing sooner."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,8 +25,12 @@ def near(whole: Tensor, part: Tensor) -> float:
     return max(0.0, float(whole.abs().sum() - (whole - part).abs().sum()))
 
 
-def routes(model: ComponentModel, batch: Batch, row: int, tau: float) -> Tensor:
-    """One prompt's scores [src dst]: a stack of (source, position) still to be explained, from the read on."""
+def routes(model: ComponentModel, batch: Batch, row: int, tau: float, whole: bool = True) -> Any:
+    """One prompt's scores [src dst]: a stack of (source, position) still to be explained, from the read on.
+
+    whole: otherwise the shares of every (slot, position), and the positions that every key and value slot is looked at from
+    every position.
+    """
     hooks, topology = PlainHooks(model, batch), model.topology
     with torch.no_grad():
         patterns = model.hf(
@@ -34,6 +40,7 @@ def routes(model: ComponentModel, batch: Batch, row: int, tau: float) -> Tensor:
             output_attentions=True,
         ).attentions
     shares: dict[tuple[int, int], dict[int, float]] = {}  # (slot, position) -> source -> share
+    looked: dict[tuple[int, int], set[int]] = {}
     todo = [(len(topology.targets) - 1, int(batch.read_column[row]))]
     while todo:
         slot, place = todo.pop()
@@ -47,7 +54,13 @@ def routes(model: ComponentModel, batch: Batch, row: int, tau: float) -> Tensor:
         kept = {source: value / total for source, value in found.items() if value > 0 and value / total >= tau}
         shares[slot, place] = kept
         for source in kept:
-            todo += _slots(model, hooks, patterns, source, row, place, tau)
+            onward = _slots(model, hooks, patterns, source, row, place, tau)
+            for column, key in onward:
+                if topology.targets[column].port in ("k", "v"):
+                    looked.setdefault((column, place), set()).add(key)
+            todo += onward
+    if not whole:
+        return shares, looked
     scores = torch.zeros(topology.possible.shape)
     for slot in range(len(topology.targets)):
         places = [kept for (column, _), kept in shares.items() if column == slot]

@@ -15,7 +15,6 @@ from discovery.batch import Batch
 from discovery.component_model import ComponentModel, KvHeads
 from discovery.evaluate import evaluate
 from discovery.loading import check_first_batch
-from discovery.methods import METHODS
 from discovery.model import PatchableModel, Point
 from discovery.span_model import SpanModel
 from discovery.workload import Workload
@@ -179,21 +178,3 @@ def test_prompts_without_spans_are_refused() -> None:
     assert batch.spans is not None
     with pytest.raises(ValueError, match="read at the span 'start'"):
         model.linearize(replace(batch, spans=0 * batch.spans), LOGIT_DIFFERENCE, CLEAN, COUNTERFACTUAL)
-
-
-# Scores of nodes, and methods that take the model's computation apart in their own way.
-WITHOUT_SPANS = ("atp", "atp-star", "information-flow")
-SLOW = ("edge-masks", "uniform-gradients")  # they learn through `run`, which is tested above
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in SLOW])
-def test_every_method_knows_spans_or_says_so_in_one_line(name: str) -> None:
-    model = load("gpt_neo", count=2)
-    batch = with_spans(token_batch([4, 3], 41, seed=2), model)
-    work = Workload((batch,), LOGIT_DIFFERENCE, COUNTERFACTUAL)
-    method = METHODS[name].load()
-    if name in WITHOUT_SPANS:
-        with pytest.raises(ValueError, match=r"leave out --spans[^\n]*$"):
-            method.score(model, work, method.Options())
-    else:
-        assert method.score(model, work, method.Options()).topology is model.topology

@@ -98,9 +98,8 @@ def test_positions_are_spans(model_directory: Path, tmp_path: Path) -> None:
         (("--spans", "positions"), "different numbers of tokens"),
         (("--spans", "task", "--transcoders", "x"), "spans do not go together with features"),
         (("--spans", "task", "--edges", "100000"), "the graph has"),
-        (("--spans", "task", "--method", "atp-star"), "atp-star"),
     ],
-    ids=["no spans", "mean", "positions", "features", "too many edges", "atp-star"],
+    ids=["no spans", "mean", "positions", "features", "too many edges"],
 )
 def test_what_cannot_be_used_is_named_in_one_line(
     command: list[str], capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
