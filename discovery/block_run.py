@@ -84,18 +84,18 @@ class BlockRun:
         return block.post_attention_norm(total).to(self._dtype), total
 
     def _project_own(
-        self, block: Block, port: Port, normed: Float[Tensor, "mask slot *place d_model"], local: list[int]
+        self, block: Block, port: Port, normed: Float[Tensor, "slot mask *place d_model"], local: list[int]
     ) -> Float[Tensor, "mask *place slot d_head"]:
         weight, bias = block.weight(port), block.bias(port)
         if len(local) != weight.shape[0]:
             weight = weight[local]
             bias = None if bias is None else bias[local]
-        masks, place = normed.shape[0], normed.shape[2:-1]
-        flat = normed.transpose(0, 1).flatten(1, -2).to(device=weight.device, dtype=weight.dtype)
+        place = normed.shape[1:-1]
+        flat = normed.flatten(1, -2).to(device=weight.device, dtype=weight.dtype)
         out = torch.bmm(flat, weight.transpose(1, 2))
         if bias is not None:
             out = out + bias.unsqueeze(1)
-        return out.unflatten(1, (masks, *place)).movedim(0, -2)
+        return out.unflatten(1, place).movedim(0, -2)
 
     def _call_attention(self, block: Block, projected: Projected, masks: int | None = None) -> Tensor:
         """The library's own attention on given slots, stopped before the output projection."""

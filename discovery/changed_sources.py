@@ -8,9 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from discovery.pruning_plan import PruningPlan
-
-Reads = tuple[Int[Tensor, " read"], Int[Tensor, " read"]]
-"""Rows and columns."""
+from discovery.pruning_state import PruningState
 
 
 class ChangedSources:
@@ -18,35 +16,30 @@ class ChangedSources:
 
     def __init__(
         self,
-        known: Bool[np.ndarray, "src dst"],
-        values: Float[Tensor, "src row pos d_model"],
+        state: PruningState,
         masks: Bool[np.ndarray, "mask src dst"],
         flow: Bool[np.ndarray, "mask src dst"],
         plan: PruningPlan,
-        reads: Reads,
     ) -> None:
-        """known, values: the edges of the known run, and there every source's value less its ablated value. plan: which
-        sources will be added. For the others see `PruningRun`.
-        """
-        self._known, self._values = known, values
+        """state: the known run. plan: which sources will be added. For the others see `PruningRun`."""
+        self._state, self._known, values = state, state.kept, state.values
         self._masks, self._flow = masks, flow
         self._count = len(masks)
-        self._reads = reads
         self._wide: list[int] = []
         """Sources computed at all positions, in order; then those computed at the reads alone."""
         self._narrow: list[int] = []
         wide, narrow = int((plan.sources & plan.everywhere).sum()), int((plan.sources & ~plan.everywhere).sum())
         self._wide_values = values.new_empty((len(masks), wide, *values.shape[1:]))
-        self._narrow_values = values.new_empty((len(masks), narrow, len(reads[0]), values.shape[-1]))
+        self._narrow_values = values.new_empty((len(masks), narrow, len(state.recorded.read_rows), values.shape[-1]))
         self._variants: dict[int, Int[np.ndarray, " mask"]] = {}
         """By source, masks under which it writes the same have the same number."""
 
     def accept(self, place: int) -> None:
         """Makes what the sources write under one mask the known run's."""
         for index, source in enumerate(self._wide):
-            self._values[source] += self._wide_values[place, index]
+            self._state.values[source] += self._wide_values[place, index]
         for index, source in enumerate(self._narrow):
-            self._values[source][self._reads] += self._narrow_values[place, index]
+            self._state.values[source][self._state.there] += self._narrow_values[place, index]
 
     def distinct(self, columns: list[int]) -> tuple[Int[np.ndarray, " variant"], Int[np.ndarray, " mask"]]:
         """Masks under which some slots read different things, and which of these stands for every mask."""
@@ -71,13 +64,13 @@ class ChangedSources:
         at_reads: bool,
     ) -> None:
         """Takes in a source's value less its ablated value; kept as the change against the state's run."""
-        known = self._values[source]
+        known = self._state.values[source]
         value = value.to(known.device)
         if len(value) != self._count or (variants != np.arange(self._count)).any():
-            value = value[torch.from_numpy(variants).to(value.device)]
+            value = value.index_select(0, torch.from_numpy(variants).to(value.device))
         self._variants[source] = variants
         if at_reads:
-            torch.sub(value, self._at_reads(known), out=self._narrow_values[:, len(self._narrow)])
+            torch.sub(value, self._state.at_reads(known), out=self._narrow_values[:, len(self._narrow)])
             self._narrow.append(source)
         else:
             torch.sub(value, known, out=self._wide_values[:, len(self._wide)])
@@ -89,43 +82,43 @@ class ChangedSources:
         base: Float[Tensor, "row pos d_model"],
         at_reads: bool,
         chosen: Int[np.ndarray, "variant slot"],
-    ) -> Float[Tensor, "variant slot *place d_model"]:
+    ) -> Float[Tensor, "slot variant *place d_model"]:
         """What some slots of one stage read under some masks; base: the ablated stream there.
 
         chosen: for each slot its masks. Where the slots read sources computed in this run these must be the same for all.
         """
-        values, shown = self._values, base.to(self._values.device)
+        values, shown = self._state.values, base.to(self._state.values.device)
         if at_reads:
-            values, shown = self._at_reads(values), self._at_reads(shown)
+            values, shown = self._state.at_reads(values), self._state.at_reads(shown)
         flat, shape = values.flatten(1), shown.shape
-        kept = self._masks[chosen, :, columns]  # [variant slot src]
-        lost = self._known[:, columns].T & ~kept
+        kept = self._masks[chosen.T, :, np.array(columns)[:, None]]  # [slot variant src]
+        lost = self._known[:, columns].T[:, None] & ~kept
         rows, gone = np.flatnonzero(kept.any((0, 1))), np.flatnonzero(lost.any((0, 1)))
         shown = shown.reshape(1, -1)
         if len(gone) + len(columns) < len(rows):  # cheaper from what the slots read in the known run
             whole = torch.addmm(shown, self._weights(self._known[:, columns].T), flat)
-            own = np.broadcast_to(np.eye(len(columns)), (len(chosen), len(columns), len(columns)))
+            own = np.broadcast_to(np.eye(len(columns))[:, None], (len(columns), len(chosen), len(columns)))
             weights = np.concatenate([own, -lost[:, :, gone].astype(float)], 2)
             inputs = self._weights(weights.reshape(chosen.size, -1)) @ torch.cat([whole, _rows(flat, gone)])
         else:
             inputs = torch.addmm(
                 shown, self._weights(kept[:, :, rows].reshape(chosen.size, len(rows))), _rows(flat, rows)
             )
-        inputs = inputs.unflatten(0, chosen.shape)
+        inputs = inputs.unflatten(0, (len(columns), len(chosen)))
         sources = self.changed(columns)
         if sources:
-            inputs = self._add_changes(inputs, sources, columns, at_reads, chosen[:, 0])
+            self._add_changes(inputs, sources, columns, at_reads, chosen[:, 0])
         return inputs.unflatten(2, shape)
 
     def _add_changes(
         self,
-        inputs: Float[Tensor, "variant slot place_d_model"],
+        inputs: Float[Tensor, "slot variant place_d_model"],
         sources: list[int],
         columns: list[int],
         at_reads: bool,
         masks: Int[np.ndarray, " variant"],
-    ) -> Float[Tensor, "variant slot place_d_model"]:
-        """Inputs with what sources computed in this run changed by."""
+    ) -> None:
+        """Adds to inputs what sources computed in this run changed by."""
         every = len(masks) == self._count
         some = slice(None) if every else torch.from_numpy(masks).to(inputs.device)
         for known, values, narrow in (
@@ -137,17 +130,13 @@ class ChangedSources:
                 continue
             fresh = values[some, places[0] : places[-1] + 1]
             if at_reads and not narrow:
-                fresh = self._at_reads(fresh)
+                fresh = self._state.at_reads(fresh)
             flow = self._flow[masks][:, known[places[0] : places[-1] + 1]][:, :, columns]
-            inputs.baddbmm_(self._weights(flow.transpose(0, 2, 1)), fresh.flatten(2))
-        return inputs
+            inputs.transpose(0, 1).baddbmm_(self._weights(flow.transpose(0, 2, 1)), fresh.flatten(2))
 
     def _weights(self, kept: Shaped[np.ndarray, "*any"]) -> Float[Tensor, "*any"]:
-        values = self._values
+        values = self._state.values
         return torch.from_numpy(np.ascontiguousarray(kept)).to(device=values.device, dtype=values.dtype)
-
-    def _at_reads(self, values: Float[Tensor, "*lead row pos d_model"]) -> Float[Tensor, "*lead read d_model"]:
-        return values[..., *self._reads, :]
 
 
 def _rows(

@@ -30,7 +30,7 @@ from discovery.model import Point
 from discovery.node_effects import NO_FIXES, Fixes, NodeEffects
 from discovery.node_gradients import NodePass, node_effects
 from discovery.patched_run import Observer, PatchedRun
-from discovery.pruning_run import PruningState
+from discovery.pruning_state import PruningState
 from discovery.recording import Activations, Sequences, prefix_cache, record_pass, session
 from discovery.resampling import with_donors
 from discovery.rules import PLAIN, Rules

@@ -186,7 +186,8 @@ class PatchedRun(BlockRun):
             projected = None
             if own is not None and chosen:
                 begin = mixed.index(chosen[0])
-                projected = self._project_own(block, port, own[:, begin : begin + len(chosen)], local).flatten(0, 1)
+                normed = own[:, begin : begin + len(chosen)].transpose(0, 1)
+                projected = self._project_own(block, port, normed, local).flatten(0, 1)
             if projected is not None and len(chosen) == len(slots):
                 parts.append(projected)
                 continue

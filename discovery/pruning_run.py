@@ -7,7 +7,6 @@ have in common is run once: where nothing has changed before a layer, each of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,40 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discovery.baseline import scaled_mix
-from discovery.block_run import BlockRun, Recorded
+from discovery.block_run import BlockRun
 from discovery.blocks import Block, Projected
 from discovery.changed_sources import ChangedSources
-from discovery.pruning_plan import changed_by, plan_pruning
+from discovery.pruning_plan import plan_pruning
+from discovery.pruning_state import PruningState
 from graphs.node import PORTS, Port
-from graphs.topology import Topology
-
-
-class PruningState:
-    """One batch's run of a circuit, at first of the whole model. Memory: what every source writes, once."""
-
-    def __init__(self, blocks: Sequence[Block], topology: Topology, recorded: Recorded) -> None:
-        self.blocks = blocks
-        self.topology = topology
-        self.recorded = recorded
-        self.kept: Bool[np.ndarray, "src dst"] = topology.possible.copy()
-        self.changed_by = changed_by(topology, any(block.coupled for block in blocks))
-        baseline, differences = recorded.baseline, recorded.differences
-        self.values: Float[Tensor, "src row pos d_model"] = baseline.entry.new_empty(
-            (len(topology.sources), *baseline.entry.shape)
-        )
-        """Every source's value less its ablated value."""
-        self.values[0] = differences.entry
-        row = 1
-        for block in blocks:
-            written = BlockRun.write_heads(block, differences.heads[block.index], list(range(block.heads)))
-            self.values[row : row + block.heads] = written.unflatten(1, tuple(baseline.entry.shape[:2]))
-            row += block.heads
-            self.values[row] = differences.mlps[block.index]
-            row += 1
-        self.projected: dict[int, Projected] = {
-            block.index: block.split([raw.detach() for raw in recorded.clean.raw[block.index]]) for block in blocks
-        }
-        """By layer what the slots put out."""
 
 
 class PruningRun(BlockRun):
@@ -69,8 +40,7 @@ class PruningRun(BlockRun):
         self._kept = masks
         flow = masks if flow is None else flow
         self._plan = plan_pruning(state.topology, state.kept, masks, flow, state.changed_by)
-        reads = (state.recorded.read_rows, state.recorded.read_columns)
-        self._sources = ChangedSources(state.kept, state.values, masks, flow, self._plan, reads)
+        self._sources = ChangedSources(state, masks, flow, self._plan)
         self._projected: dict[int, dict[Port, list[_Part]]] = {}
         self._rows_of: dict[int, Int[np.ndarray, "mask group"]] = {}
         """By layer, where the rows of a mask stand in its attention, for every group of heads that share keys."""
@@ -87,7 +57,7 @@ class PruningRun(BlockRun):
             self._feed_forward(block)
         column = len(self._topology.targets) - 1
         every = np.arange(self._masks)[:, None]
-        return self._sources.inputs([column], self._baseline.final_in, True, every).squeeze(1)
+        return self._sources.inputs([column], self._baseline.final_in, True, every)[0]
 
     def accept(self, place: int) -> None:
         """Makes the run of one mask the state's."""
@@ -121,7 +91,7 @@ class PruningRun(BlockRun):
         for at_reads, some in ((False, [head for head in heads if head not in reads]), (True, reads)):
             if some:
                 own = difference.movedim(3, 1)
-                own = self._at_reads(own) if at_reads else own
+                own = self._state.at_reads(own) if at_reads else own
                 mixed = own.movedim(1, -2)  # [variant *place head d_head]
                 place = mixed.shape[1:-2]
                 written = self.write_heads(block, mixed.reshape(1, -1, *mixed.shape[-2:]), some)
@@ -168,11 +138,13 @@ class PruningRun(BlockRun):
             ]
             inputs = self._sources.inputs(columns, base, at_reads, chosen[:, groups])
             own = inputs if norm is None else norm(inputs)
+            start = 0
             for port, slots in ports.items():
                 local = [column - slots.start for column in columns if column in slots]
                 if local:
-                    part = own[:, [column in slots for column in columns]]
-                    found[port].append(_Part(at_reads, local, self._project_own(block, port, part, local)))
+                    part = self._project_own(block, port, own[start : start + len(local)], local)
+                    found[port].append(_Part(at_reads, local, part))
+                    start += len(local)
         self._projected[block.index] = {port: parts for port, parts in found.items() if parts}
         return Projected(
             *(self._put(self._known(block, port, len(chosen)), parts).flatten(0, 1) for port, parts in found.items())
@@ -192,9 +164,8 @@ class PruningRun(BlockRun):
             if not part.at_reads:
                 out[:, :, :, part.local] = projected
                 continue
-            rows, columns = self._recorded.read_rows, self._recorded.read_columns
             for place, slot in enumerate(part.local):
-                out[:, rows, columns, slot] = projected[..., place, :]
+                out[:, *self._state.there, slot] = projected[..., place, :]
         return out
 
     def _feed_forward(self, block: Block) -> None:
@@ -204,12 +175,11 @@ class PruningRun(BlockRun):
         at_reads = not self._plan.everywhere[source]
         column = self._mlp_columns(block).start
         chosen, of = self._sources.distinct([column])
-        inputs = self._sources.inputs([column], self._baseline.mlp_in[block.index], at_reads, chosen[:, None]).squeeze(
-            1
-        )
+        base = self._baseline.mlp_in[block.index]
+        inputs = self._sources.inputs([column], base, at_reads, chosen[:, None])[0]
         ablated = self._baseline.mlps[block.index]
         if at_reads:
-            self._sources.add(source, self._mlp(block, inputs) - self._at_reads(ablated), of, True)
+            self._sources.add(source, self._mlp(block, inputs) - self._state.at_reads(ablated), of, True)
         else:
             # One mask after the other: its activations stay in the processor's cache.
             self._sources.add(source, torch.stack([self._mlp(block, rows) - ablated for rows in inputs]), of, False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from discovery.batch import Batch
 from discovery.patch_plan import Plan
 from discovery.patched_run import PatchedRun
-from discovery.pruning_run import PruningState
+from discovery.pruning_state import PruningState
 from discovery.source_mixture import Reads, SourceMixture
 
 
