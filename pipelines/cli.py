@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -11,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipelines.flags import flag_settings
+from pipelines import feature_commands
+from pipelines.flags import flag_settings, names_in
 from pipelines.parser import make_parser
 from pipelines.processes import check_command, is_first
 from pipelines.settings import ConfigError, Settings, build, from_file
@@ -117,7 +117,7 @@ def _export(options: argparse.Namespace) -> None:
 
     store = RunStore(options.run)
     store.load()
-    for path in export_stored(store, _names(options.formats, "--format")):
+    for path in export_stored(store, names_in(options.formats, "--format")):
         print(f"wrote {path}")
 
 
@@ -145,7 +145,7 @@ def _patch(options: argparse.Namespace) -> None:
         table, written = patch_paths(config, tuple(options.path), options.direction)
         print(table)
     else:
-        written = patch(config, _names(options.what, "--what"), options.method, options.direction)
+        written = patch(config, names_in(options.what, "--what"), options.method, options.direction)
     for path in written:
         print(f"wrote {path}")
 
@@ -159,92 +159,6 @@ def _intervene(options: argparse.Namespace) -> None:
     print(intervention_summary(content))
     for path in written:
         print(f"wrote {path}")
-
-
-def _check_transcoders(options: argparse.Namespace) -> None:
-    from pipelines.check_transcoders import as_json, check, check_summary, write_json
-
-    found, model = check(build(flag_settings(options)).model, options)
-    if options.json == "-":
-        print(as_json(found, model))
-        return
-    print(check_summary(found, model))
-    if options.json is not None:
-        write_json(as_json(found, model), Path(options.json))
-        print(f"wrote {options.json}")
-
-
-def _trace(options: argparse.Namespace) -> None:
-    from pipelines.trace import TraceSettings
-
-    config = build(flag_settings(options))
-    taken = {field.name for field in dataclasses.fields(TraceSettings)} - {
-        "prompt",
-        "targets",
-        "model",
-        "bos",
-        "transcoders",
-    }
-    settings = TraceSettings(
-        prompt=options.prompt or "",
-        targets=tuple(options.targets),
-        model=config.model,
-        transcoders=config.transcoders,
-        bos=config.task.bos,
-        **{name: getattr(options, name) for name in taken},
-    )
-    if options.prompt is None:
-        from pipelines.trace_summary import task_trace_summary
-        from pipelines.trace_task import trace_task
-
-        found = trace_task(config, settings, options.align, options.least_frequency, options.overwrite)
-        store, lines = found[0], task_trace_summary(found[1], found[2])
-    else:
-        from pipelines.trace import trace
-        from pipelines.trace_summary import trace_summary
-
-        store, graph = trace(settings, config.out, _names(options.formats, "--formats"), options.overwrite)
-        lines = trace_summary(graph)
-    print(lines)
-    print(f"wrote {store.directory}")
-
-
-def _train_transcoders(options: argparse.Namespace) -> None:
-    from discovery.training_settings import TrainingSettings
-    from pipelines.train_transcoders import Corpus, train
-
-    config = build(flag_settings(options))
-    steps = options.steps or (500 if options.tokens is None else max(1, options.tokens // options.batch_tokens))
-    settings = TrainingSettings(
-        kind=options.kind,
-        activation=options.activation,
-        features=options.features,
-        k=options.k,
-        steps=steps,
-        batch=options.batch_tokens,
-        rate=options.rate,
-        streams=options.streams,
-        buffer=options.buffer,
-        seed=config.seed,
-    )
-    corpus = Corpus(tuple(options.corpus), options.window, options.held_out)
-    for line in train(config, corpus, settings, (options.reads, options.writes)):
-        print(line)
-
-
-def _connections(options: argparse.Namespace) -> None:
-    from pipelines.check_transcoders import write_json
-    from pipelines.connections import as_json, connections_summary, find_connections
-
-    config = build(flag_settings(options))
-    found, origin = find_connections(options.feature, config.model, config.transcoders, options.top)
-    if options.json == "-":
-        print(as_json(found, origin))
-        return
-    print(connections_summary(found, origin))
-    if options.json is not None:
-        write_json(as_json(found, origin), Path(options.json))
-        print(f"wrote {options.json}")
 
 
 def _label(options: argparse.Namespace) -> None:
@@ -317,14 +231,6 @@ def _list(options: argparse.Namespace) -> None:
         print(line)
 
 
-def _names(text: str, flag: str) -> tuple[str, ...]:
-    """The names of a comma-separated list."""
-    names = tuple(filter(None, map(str.strip, text.split(","))))
-    if not names:
-        raise ConfigError(f"{flag} needs at least one name")
-    return names
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "discover": _discover,
     "evaluate": _evaluate,
@@ -336,10 +242,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "validate": _validate,
     "patch": _patch,
     "intervene": _intervene,
-    "check-transcoders": _check_transcoders,
-    "train-transcoders": _train_transcoders,
-    "trace": _trace,
-    "connections": _connections,
+    "check-transcoders": feature_commands.check_transcoders,
+    "train-transcoders": feature_commands.train_transcoders,
+    "trace": feature_commands.trace,
+    "connections": feature_commands.connections,
     "label": _label,
     "score": _score,
     "story": _story,

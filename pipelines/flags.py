@@ -196,3 +196,11 @@ def _number(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
+
+
+def names_in(text: str, flag: str) -> tuple[str, ...]:
+    """The names of a comma-separated list."""
+    names = tuple(filter(None, map(str.strip, text.split(","))))
+    if not names:
+        raise ConfigError(f"{flag} needs at least one name")
+    return names
