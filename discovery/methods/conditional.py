@@ -60,7 +60,7 @@ def score(
     topology = model.topology
     gone = strongest_heads(model, workload, options)
     alone, after, growth, gaps = Moments(), Moments(), Moments(), []
-    total = 2 * len(topology.sources) * len(workload.batches)
+    total = (2 * len(topology.sources) + 2) * len(workload.batches)
     with tqdm(total=total, desc="conditional", unit="run", delay=1, leave=False) as bar:
         for number, batch in enumerate(workload.batches):
             single, without, gap = _effects(model, workload, batch, gone, bar)
