@@ -13,6 +13,7 @@ from torch import Tensor
 from discovery.baseline import Baseline
 from discovery.blocks import Block, Projected
 from discovery.contraction import SourceDifferences, head_writers
+from discovery.device_index import at
 from discovery.recording import Activations, Sequences, copy_cache, override, replay
 from graphs.node import PORTS, NodeId, Port, Slot
 from graphs.topology import Topology
@@ -69,8 +70,8 @@ class BlockRun:
     def write_heads(block: Block, mix: Float[Tensor, "row pos head d_head"], heads: list[int]) -> Tensor:
         """What some heads add to the stream: [head row*pos d_model]."""
         writers = head_writers(block, mix.dtype)
-        chosen = mix if len(heads) == block.heads else mix[:, :, heads]
-        writers = writers if len(heads) == block.heads else writers[heads]
+        chosen = mix if len(heads) == block.heads else mix[:, :, at(heads, mix.device)]
+        writers = writers if len(heads) == block.heads else writers[at(heads, writers.device)]
         return torch.bmm(chosen.permute(2, 0, 1, 3).flatten(1, 2).to(writers.device), writers)
 
     def _at_reads(self, values: Float[Tensor, "*lead row pos d_model"]) -> Float[Tensor, "*lead read d_model"]:
@@ -88,8 +89,9 @@ class BlockRun:
     ) -> Float[Tensor, "mask *place slot d_head"]:
         weight, bias = block.weight(port), block.bias(port)
         if len(local) != weight.shape[0]:
-            weight = weight[local]
-            bias = None if bias is None else bias[local]
+            chosen = at(local, weight.device)
+            weight = weight[chosen]
+            bias = None if bias is None else bias[chosen]
         place = normed.shape[1:-1]
         flat = normed.flatten(1, -2).to(device=weight.device, dtype=weight.dtype)
         out = torch.bmm(flat, weight.transpose(1, 2))

@@ -36,8 +36,8 @@ class Norm:
     """LayerNorm or one of the RMSNorms."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The module's own output, in the dtype that it stores its weights in."""
-        return self.module(x.to(self.module.weight.dtype))  # type: ignore[union-attr,arg-type]
+        """The module's own output, on the device and in the dtype that it stores its weights in."""
+        return self.module(x.to(self.module.weight))  # type: ignore[union-attr,arg-type]
 
     @property
     def weight(self) -> Float[Tensor, " d_model"]:

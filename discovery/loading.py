@@ -97,7 +97,7 @@ def load_model(
             output_loading_info=True,
             **place,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
         raise ModelNotLoaded(f"cannot load the weights of model {name!r}: {_one_line(error)}") from error
     model, info = loaded
     missing = sorted(info.get("missing_keys", ()))
@@ -107,6 +107,12 @@ def load_model(
         )
     if device_map is None:
         model = model.to(pick_device(device))
+    away = [weight for weight, value in model.named_parameters() if value.is_meta]
+    if away:
+        raise ModelNotLoaded(
+            f"the weights of model {name!r} do not fit into the devices of device map {device_map!r}: {len(away)} are kept "
+            f"elsewhere (the first is {away[0]}), and all are needed in place; give more devices, or --dtype bfloat16"
+        )
     tokenizer = _load_tokenizer(name, trust_remote_code, revision)
     return ComponentModel(model.eval(), tokenizer, kv_heads=kv_heads, name=name)
 
@@ -179,4 +185,5 @@ def check_first_batch(model: ComponentModel, batch: Batch) -> float:
 
 def _relative(seen: Tensor, own: Tensor) -> float:
     """Largest difference over the largest value."""
+    own = own.to(seen.device)
     return float((seen - own).abs().max() / own.abs().max().clamp(min=1e-30))

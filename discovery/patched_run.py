@@ -18,6 +18,7 @@ from torch import Tensor
 from discovery.baseline import project_stream, scaled_mix
 from discovery.block_run import BlockRun, Recorded
 from discovery.blocks import Block, Projected
+from discovery.device_index import at
 from discovery.patch_plan import Plan, plan_run
 from discovery.source_mixture import SourceMixture
 from graphs.node import Port
@@ -197,11 +198,11 @@ class PatchedRun(BlockRun):
                 out = (
                     shared[which]
                     if bool(flags.all())
-                    else torch.where(flags[:, None].to(out.device), shared[which], out)
+                    else torch.where(flags[:, None].to(out.device, non_blocking=True), shared[which], out)
                 )
             if projected is not None:
                 out = out.clone()
-                out[:, :, local] = projected.to(out.dtype)
+                out[:, :, at(local, out.device)] = projected.to(out)
             parts.append(out)
         return Projected(*parts)
 

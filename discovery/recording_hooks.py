@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from discovery.activations import Activations, Held, LayerSwitch
-from discovery.blocks import Block
+from discovery.blocks import Block, linear_weight
 from discovery.mlp_parts import mlp_parts
 
 
@@ -108,7 +108,8 @@ def _hook_attention(block: Block, seen: Activations, add: Callable[[Any], None],
     outputs: dict[nn.Module, Tensor] = {}
 
     def before_layer(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.attention_in.append(args[0] if args else kwargs["hidden_states"])
+        # The layer's own device: where it is another than the one before's, accelerate moves the stream only after this.
+        seen.attention_in.append((args[0] if args else kwargs["hidden_states"]).to(linear_weight(block.output).device))
 
     def call(module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.calls.append((args, kwargs))

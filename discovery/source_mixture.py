@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discovery.device_index import at
 from discovery.patch_plan import Plan
 
 Reads = tuple[Int[Tensor, " read"], Int[Tensor, " read"]]
@@ -87,7 +88,7 @@ class SourceMixture:
         """
         if not bool(self._plan.subtract[slots].any()):
             stream = None
-        subtract = self._plan.subtract[slots].to(self._keep.device)
+        subtract = self._plan.subtract[slots].to(self._keep.device, non_blocking=True)
         if self._gradients:  # products of earlier stages still need their own base
             self._known_values = self._known_values.clone()
         self._known_values[0] = base.flatten()
@@ -109,7 +110,7 @@ class SourceMixture:
         reads: Reads | None,
     ) -> Float[Tensor, "mask slot value"]:
         """Masks times values at all places. streaming: row 0 of the fresh values is the stream."""
-        weight = self._weights(self._keep[:, :, slots], slots, subtract)
+        weight = self._weights(self._keep[:, :, at(slots, self._keep.device)], slots, subtract)
         return self._product(weight, subtract, known, fresh, streaming)
 
     def _product(
@@ -121,11 +122,11 @@ class SourceMixture:
         streaming: bool,
     ) -> Float[Tensor, "mask slot value"]:
         on_base = (~subtract).to(weight.dtype)[:, None].expand(self._masks, -1, 1)
-        mixed = torch.matmul(torch.cat([on_base, weight[:, :, self._known]], 2).flatten(0, 1), known)
+        mixed = torch.matmul(torch.cat([on_base, weight[:, :, at(self._known, weight.device)]], 2).flatten(0, 1), known)
         mixed = mixed.unflatten(0, (self._masks, len(subtract)))
         if fresh is None:
             return mixed
-        own = weight[:, :, self._fresh]
+        own = weight[:, :, at(self._fresh, weight.device)]
         if streaming:
             own = torch.cat([subtract.to(weight.dtype)[:, None].expand(self._masks, -1, 1), own], 2)
         return torch.baddbmm(mixed, own, fresh) if self._gradients else mixed.baddbmm_(own, fresh)
@@ -134,6 +135,6 @@ class SourceMixture:
         self, keep: Float[Tensor, "mask src slot"], slots: list[int], subtract: Tensor
     ) -> Float[Tensor, "mask slot src"]:
         """Factor of every source difference: keep, or keep - 1 where dropped sources are taken off the stream."""
-        used = self._plan.used[:, slots].to(keep.device)
+        used = self._plan.used[:, slots].to(keep.device, non_blocking=True)
         weight = torch.where(used, torch.where(subtract, keep - 1, keep), torch.zeros((), dtype=keep.dtype))
         return weight.transpose(1, 2)

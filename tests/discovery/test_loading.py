@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from discovery.ablation import COUNTERFACTUAL
 from discovery.architecture import UnsupportedModel
 from discovery.architectures import ARCHITECTURES, architecture_of
 from discovery.component_model import ComponentModel
@@ -109,15 +108,6 @@ def test_the_first_batch_check_names_the_layer() -> None:
     with pytest.raises(NotTheSameModel, match="first difference: layer 2 attention"):
         check_first_batch(model, batch)
     handle.remove()
-
-
-def test_a_device_map_is_followed(llama: Path) -> None:
-    pytest.importorskip("accelerate", reason="device_map needs accelerate")
-    model = load_model(llama, device_map="cpu")
-    batch = tiny_batch()
-    assert check_first_batch(model, batch) < 1e-5
-    keep = torch.ones(model.topology.possible.shape)
-    assert torch.isfinite(model.run(batch, keep, COUNTERFACTUAL)).all()
 
 
 def test_a_revision_of_a_hub_name_is_that_checkpoint(
