@@ -58,7 +58,7 @@ def test_a_device_map_is_followed(llama: Path, device_map: str) -> None:
 
 def test_weights_that_are_not_in_place_are_refused_in_a_line(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accelerate = pytest.importorskip("accelerate", reason="device_map needs accelerate")
-    load = AutoModelForCausalLM.from_pretrained
+    load: Any = AutoModelForCausalLM.from_pretrained
 
     def offloaded(*arguments: Any, **options: Any) -> tuple[Any, Any]:
         model, info = load(*arguments, **{**options, "device_map": None})
@@ -92,7 +92,8 @@ def test_two_cuda_devices(llama: Path, kv_heads: Any) -> None:
 
     places: dict[str, int | str | torch.device] = {"model.embed_tokens": 0, "model.layers.0": 0, "model.rotary_emb": 0}
     places |= {"model.layers.1": 1, "model.layers.2": 1, "model.norm": 1, "lm_head": 1}
-    two = ComponentModel(dispatch_model(tiny_model("llama"), places), kv_heads=kv_heads)
+    divided: Any = dispatch_model(tiny_model("llama"), places)
+    two = ComponentModel(divided, kv_heads=kv_heads)
     batch = tiny_batch()
     masks = torch.rand(3, *one.topology.possible.shape, generator=torch.Generator().manual_seed(0)) < 0.6
     assert check_first_batch(two, batch) < 1e-3
