@@ -55,6 +55,8 @@ def _choice(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         return {"method": quick, "because": "what MIB's numbers are made with"}
     if process_count() > 1:
         return {"method": quick, "because": f"{sure} works in one process only"}
+    if config.transcoders.name is not None and config.transcoders.recheck:
+        return {"method": quick, "because": "features that gradients misjudge are scored by real runs (--recheck)"}
     edges = default_budget(inputs.model.topology)
     cost, limit = operations(inputs, inputs.train, edges), affordable(inputs)
     found = {"method": sure if cost <= limit else quick, "operations": cost, "limit": limit}
