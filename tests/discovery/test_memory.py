@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -141,3 +147,28 @@ def test_resamples_copy_few_pairs_at_a_time(model: ComponentModel) -> None:
     with LiveTensors((scores,)) as live:
         resamples.add(0, scores)
     assert live.peak < (5 + 2 * 8 + 4) * 4 * model.topology.edge_count
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks of a process are read from /proc")
+def test_a_process_takes_what_is_foretold_at_the_8b_graph(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [
+        sys.executable,
+        "benchmarks/memory.py",
+        "--width",
+        "128",
+        "--rows",
+        "2",
+        "--place",
+        str(tmp_path),
+        "--stage",
+    ]
+    options = {"cwd": root, "env": os.environ | {"PYTHONPATH": str(root)}, "check": True, "timeout": 900}
+    subprocess.run([*command, "write"], **options)
+    found = json.loads(subprocess.run([*command, "look"], capture_output=True, text=True, **options).stdout)
+    assert found["edges"] == 1_592_881
+    for name, foretold in (("eap", "scoring"), ("eap-ig", "scoring"), ("evaluate", "evaluate")):
+        # What does not grow with the model: masks and lists of the graph in Python, the allocator's gaps.
+        assert found[f"measured {name}"] < found[f"foretold {foretold}"] + 2 * 10**8, name
+    assert found["measured eap-ig"] > 0.4 * found["foretold scoring"]
