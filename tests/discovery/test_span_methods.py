@@ -54,8 +54,7 @@ def smaller(family: str, kv_heads: KvHeads = "native") -> SpanModel:
 
 
 @pytest.mark.parametrize(
-    ("family", "name"),
-    [(list(FAMILIES)[(3 * i + j) % len(FAMILIES)], name) for i, name in enumerate(NAMES) for j in (0, 7)],
+    ("family", "name"), [(list(FAMILIES)[5 * i % len(FAMILIES)], name) for i, name in enumerate(NAMES)]
 )
 def test_methods_conform_on_graphs_with_spans(family: str, name: str) -> None:
     model = smaller(family)
@@ -155,7 +154,7 @@ def test_the_qk_fix_takes_the_mix_with_the_edge_patched(family: str) -> None:
     assert ports >= {("q", False), ("k", True)}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "gemma2"])
+@pytest.mark.parametrize("family", ["gptj", "gemma2"])
 def test_routes_through_positions(family: str) -> None:
     """Where positions are spans, an edge's share is that of its place, or of the places that a head looks at from there."""
     plain = ComponentModel(tiny_model(family, smaller=True))
@@ -206,7 +205,7 @@ def ablated_values(
 
 
 @pytest.mark.parametrize("kind", ["mean", "mean-positional", "mean-span", "resample", "noise"])
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2"])
+@pytest.mark.parametrize("family", ["gptj", "gemma2"])
 def test_one_edge_dropped_is_what_plain_hooks_compute_under_every_ablation(family: str, kind: AblationKind) -> None:
     model = load(family)
     batch = with_spans(tiny_batch(pairs=4), model)
@@ -245,7 +244,7 @@ def test_optimal_constants_are_learned_and_used_on_spans() -> None:
     assert max(moved) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["gpt2", "olmo2"])
+@pytest.mark.parametrize("family", ["olmo2"])
 def test_acdc_is_the_plain_loop_and_screened_edges_are_exact_where_said(family: str) -> None:
     model = smaller(family)
     work = Workload((with_spans(token_batch([5, 4], 41, seed=2, first=2), model),), LOGIT_DIFFERENCE, COUNTERFACTUAL)
