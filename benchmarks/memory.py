@@ -90,8 +90,7 @@ def look(place: str, dtype: str, tokens: int, rows: int, resamples: int) -> dict
     """Bytes of each part, beside the loaded model, and what was foretold."""
     model = load_model(place, dtype=dtype, device="cpu", kv_heads="query")
     shape = memory.shape_of(model)
-    budget = shape.weights // 4 - memory.table_bytes(shape)
-    rows = rows or memory.largest_batch(shape, tokens, budget)
+    rows = rows or memory.largest_batch(shape, tokens, memory.large_budget(shape))
     work = workload(tokens, rows)
     touched = sum(
         float(weight.detach().sum()) for weight in model.hf.parameters()
@@ -169,7 +168,7 @@ def main() -> None:
     for name, size in found.items():
         if name not in ("rows", "edges"):
             print(f"{name:<20}{size / 1e6:>10.0f} MB{100 * size / weights:>8.1f} % of the weights")
-    rows = memory.largest_batch(WHOLE, chosen.tokens, WHOLE.weights // 4 - memory.table_bytes(WHOLE))
+    rows = memory.largest_batch(WHOLE, chosen.tokens, memory.large_budget(WHOLE))
     needs = memory.needs(WHOLE, rows, chosen.tokens, points=5)
     print(f"\nLlama-3.1-8B by the same formulas, {rows} pair(s)")
     for name, size in {"weights": WHOLE.weights, **_foretold(WHOLE, needs)}.items():

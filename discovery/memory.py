@@ -23,6 +23,8 @@ RESAMPLES_BYTES = 2**28
 LARGE_WEIGHTS = 4 * 10**9
 """Bytes of weights from which on all that a batch takes stays within a share of them."""
 SHARE_OF_WEIGHTS = 0.25
+_SLACK = 2**28
+"""Bytes for what no formula knows: an allocator's gaps, a graph's masks and lists (measured: up to 130 MB)."""
 _POINTS = 5
 """Integration points that a batch size leaves room for."""
 
@@ -157,6 +159,11 @@ def table_bytes(shape: Shape) -> int:
     return 24 * shape.sources * shape.targets + RESAMPLES_BYTES
 
 
+def large_budget(shape: Shape) -> int:
+    """Bytes that a batch may take where all that is taken beside the weights is to stay within a quarter of them."""
+    return max(0, int(SHARE_OF_WEIGHTS * shape.weights) - table_bytes(shape) - _SLACK)
+
+
 def chunk_columns(width: int, column_bytes: int, device: torch.device, most: int | None = None) -> int:
     """Columns of a contraction that are taken at a time: as many as an eighth of the free memory holds, up to `most` bytes
     (default: CHUNK_BYTES) and one at least."""
@@ -171,7 +178,7 @@ def working_memory(model: ComponentModel) -> int:
     free, shape = free_memory(model.device), shape_of(model)
     budget = _WORKING_SET_ON_CPU if free is None else free // 2
     if shape.weights >= LARGE_WEIGHTS:
-        return max(0, min(budget, int(SHARE_OF_WEIGHTS * shape.weights) - table_bytes(shape)))
+        return min(budget, large_budget(shape))
     return min(budget, _WORKING_SET_ON_CPU) if model.device.type == "cpu" else budget
 
 
