@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from discovery.batches import MisalignedPair, make_batches
 from discovery.demo import model_directory
-from discovery.loading import _load_tokenizer
 from discovery.span_alignment import align
 from discovery.span_places import spans_of
 from discovery.span_tokens import name_tokens
@@ -20,7 +20,7 @@ from discovery.tasks.slots import fill
 from discovery.tasks.table import GENERATORS, generate_pairs
 from discovery.tokenisation import tokenise
 
-TOKENIZER = _load_tokenizer(str(model_directory()), False)
+TOKENIZER = AutoTokenizer.from_pretrained(model_directory())
 
 
 @pytest.mark.parametrize("task", GENERATORS)
