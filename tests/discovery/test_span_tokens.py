@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,9 @@ TOKENIZER = AutoTokenizer.from_pretrained(model_directory())
 
 @pytest.mark.parametrize("task", GENERATORS)
 def test_built_in_tasks_name_parts_of_their_prompts_and_tokens_hold_them(task: str) -> None:
-    assert TOKENIZER is not None
-    pairs = generate_pairs(task, 20)
+    pairs = [  # the embedded model does not know the answers of all tasks
+        replace(pair, answers=(" Mary",), wrong_answers=(" John",)) for pair in generate_pairs(task, 20)
+    ]
     for pair, tokens in zip(pairs, tokenise(pairs, TOKENIZER, spans="task")):
         assert pair.spans
         for names, ids, prompt, side in (
