@@ -362,8 +362,8 @@ def test_attribution_of_zeros_is_minus_value_times_gradient() -> None:
     handle.remove()
     value = work.metric.compute(out.logits[batch.read_row, batch.read_column], batch, None).sum()
     gradient = torch.autograd.grad(value, seen[0])[0]
-    slope = float((gradient * seen[0])[0, -1].sum())
-    assert cell_values(found)["m1@4"] == pytest.approx(float(value) - slope, rel=1e-4, abs=1e-4)
+    slope = float((gradient * seen[0].detach())[0, -1].sum())
+    assert cell_values(found)["m1@4"] == pytest.approx(value.item() - slope, rel=1e-4, abs=1e-4)
 
 
 def test_what_cannot_be_patched_is_said_in_one_line() -> None:

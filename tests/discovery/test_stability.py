@@ -70,10 +70,11 @@ def test_every_method_that_sees_the_model_can_be_resampled() -> None:
     """Or has a seed: otherwise its circuits would have no stability at all."""
     for name, line in METHODS.items():
         assert line.load().Options is not None, name
-        resamples = Resamples(MODEL.topology, WORK, 2, seed=0)
         options = line.load().Options()
-        line.load().score(MODEL, WORK, options, resamples.add)
-        assert resamples.tables() is not None or hasattr(options, "seed"), name
+        if not hasattr(options, "seed"):
+            resamples = Resamples(MODEL.topology, WORK, 2, seed=0)
+            line.load().score(MODEL, WORK, options, resamples.add)
+            assert resamples.tables() is not None, name
 
 
 def test_large_graphs_get_fewer_resamples() -> None:
