@@ -33,8 +33,8 @@ def run(model_directory: Path, task_file: Path, tmp_path: Path) -> Path:
     """A run of edgewise discover with a small circuit and its evidence."""
     out = tmp_path / "run"
     common = ["--model", str(model_directory), "--task", str(task_file), "--out", str(out), "--formats", "json,svg"]
-    few = ["--method", "eap-ig", "--edges", "12", "--rivals", "0", "--bootstrap", "0", "--random-circuits", "0", "--sizes", "0.2"]
-    assert main(["discover", *common, *few]) == 0
+    few = ["--edges", "12", "--rivals", "0", "--bootstrap", "0", "--random-circuits", "0", "--sizes", "0.2"]
+    assert main(["discover", "--method", "eap-ig", *common, *few]) == 0
     assert main(["label", str(out)]) == 0
     return out
 
