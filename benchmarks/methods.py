@@ -1,6 +1,7 @@
 """Every method on three trained models: how good its circuits are, how much they hang on the pairs, what it costs.
 
-    python benchmarks/methods.py [--shared DIR] [--limit N] [--seconds S] [--only METHOD,...] [--out PATH]
+    python benchmarks/methods.py [--shared DIR] [--limit N] [--seconds S] [--only METHOD,...] [--models NAME,...]
+                                 [--out PATH]
 
 For each model and each line of the table of methods (its default options) `edgewise discover` runs in a process of its
 own, which is stopped after S seconds. Taken from its files: CMD and CPR on held-out pairs (absolute scores, counterfactual
@@ -105,11 +106,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=120, help="pairs, of which 70 %% are scored")
     parser.add_argument("--seconds", type=float, default=60, help="of one method on one model, loading included")
     parser.add_argument("--only", default="", help="methods, joined by commas")
+    parser.add_argument("--models", default=",".join(CASES), help="models, joined by commas")
     parser.add_argument("--out", type=Path, default=None, help="write PATH.md and PATH.json")
     options = parser.parse_args()
     names = [name for name in options.only.split(",") if name] or list(METHODS)
     results: dict[str, dict[str, dict[str, Any]]] = {}
-    for model in CASES:
+    for model in options.models.split(","):
         results[model] = {}
         for name in names:
             results[model][name] = measure(options.shared, model, name, options.limit, options.seconds)
