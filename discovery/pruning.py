@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +22,8 @@ from discovery.workload import Workload
 
 # A run of circuits that all contain most of the model holds little more than a layer's width and a few slots.
 _VECTORS_PER_TOKEN = 12
+# What several runs against a known one may hold side by side.
+_RUN_BYTES = 2**29
 
 
 @runtime_checkable
@@ -118,7 +121,9 @@ class KnownRunJudge:
         self._states = [model.pruning_state(batch, workload.ablation) for batch in workload.batches]
         self._runs: list[PruningRun] = []
         self._measured: list[Tensor] = []
-        self.most = _most(workload, [logits for _, logits in values])
+        largest = max((state.values[0].numel() for state in self._states), default=1)
+        room = _RUN_BYTES // (4 * _vectors_per_token(model) * largest)
+        self.most = max(1, min(_most(workload, [logits for _, logits in values]), room))
 
     @property
     def current(self) -> Float[np.ndarray, " pair"]:
@@ -154,6 +159,12 @@ class KnownRunJudge:
 
     def __exit__(self, *error: object) -> None:
         self._session.__exit__(None, None, None)
+
+
+def _vectors_per_token(model: ComponentModel) -> int:
+    """What a run against a known one may hold: every source, and the slots of one stage, which are read side by side."""
+    slots = Counter((slot.node.layer, slot.node.kind) for slot in model.topology.targets)
+    return len(model.topology.sources) + max(slots.values())
 
 
 def _most(workload: Workload, logits: list[Tensor]) -> int:
