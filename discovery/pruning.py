@@ -121,8 +121,8 @@ class KnownRunJudge:
         self._states = [model.pruning_state(batch, workload.ablation) for batch in workload.batches]
         self._runs: list[PruningRun] = []
         self._measured: list[Tensor] = []
-        largest = max((state.values[0].numel() for state in self._states), default=1)
-        room = _RUN_BYTES // (4 * _vectors_per_token(model) * largest)
+        largest = max((state.values[0].nbytes for state in self._states), default=1)
+        room = _RUN_BYTES // (_vectors_per_token(model) * largest)
         self.most = max(1, min(_most(workload, [logits for _, logits in values]), room))
 
     @property

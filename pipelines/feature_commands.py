@@ -12,16 +12,10 @@ from pipelines.settings import build
 
 def check_transcoders(options: argparse.Namespace) -> None:
     """Whether transcoders fit the model that they are read for."""
-    from pipelines.check_transcoders import as_json, check, check_summary, write_json
+    from pipelines.check_transcoders import as_json, check, check_summary
 
     found, model = check(build(flag_settings(options)).model, options)
-    if options.json == "-":
-        print(as_json(found, model))
-        return
-    print(check_summary(found, model))
-    if options.json is not None:
-        write_json(as_json(found, model), Path(options.json))
-        print(f"wrote {options.json}")
+    _show(options.json, as_json(found, model), check_summary(found, model))
 
 
 def trace(options: argparse.Namespace) -> None:
@@ -86,15 +80,21 @@ def train_transcoders(options: argparse.Namespace) -> None:
 
 def connections(options: argparse.Namespace) -> None:
     """What a feature is connected to by weights alone."""
-    from pipelines.check_transcoders import write_json
     from pipelines.connections import as_json, connections_summary, find_connections
 
     config = build(flag_settings(options))
     found, origin = find_connections(options.feature, config.model, config.transcoders, options.top)
-    if options.json == "-":
-        print(as_json(found, origin))
+    _show(options.json, as_json(found, origin), connections_summary(found, origin))
+
+
+def _show(place: str | None, content: str, summary: str) -> None:
+    """What was found: as JSON alone for `-`, else in words, and as JSON in a file where one is named."""
+    from pipelines.check_transcoders import write_json
+
+    if place == "-":
+        print(content)
         return
-    print(connections_summary(found, origin))
-    if options.json is not None:
-        write_json(as_json(found, origin), Path(options.json))
-        print(f"wrote {options.json}")
+    print(summary)
+    if place is not None:
+        write_json(content, Path(place))
+        print(f"wrote {place}")
